@@ -1,0 +1,124 @@
+"""lightning_ae: autoencoders for PyTorch Lightning.
+
+The flow is ``x → corruption → encoder → code → decoder → loss → terms → objective``; see
+:class:`lightning_ae.Autoencoder`, where it is written once.
+"""
+
+from lightning_ae.callbacks import PredictionWriter, load_predictions
+from lightning_ae.checkpoint import Rebuildable, load
+from lightning_ae.codes import Code, CodeOutput, Identity
+from lightning_ae.corruption import Corruption, GaussianNoise, MaskingNoise, SaltAndPepper
+from lightning_ae.data import (
+    DigitsDataModule,
+    ImageFolderDataModule,
+    TensorDataModule,
+    VisionDataModule,
+    linear_gaussian,
+)
+from lightning_ae.losses import (
+    BernoulliNLL,
+    ContinuousBernoulliNLL,
+    GaussianNLL,
+    LaplaceNLL,
+    Likelihood,
+    NegativeBinomialNLL,
+    PointwiseLoss,
+    PoissonNLL,
+    ReconstructionLoss,
+    SquaredError,
+    ZeroInflatedNegativeBinomialNLL,
+)
+from lightning_ae.metrics import (
+    BitsPerDim,
+    FractionVarianceUnexplained,
+    SubspaceAngle,
+    reconstruction_metrics,
+    subspace_angles,
+)
+from lightning_ae.models import (
+    Autoencoder,
+    AutoencoderOutput,
+    ContractiveAutoencoder,
+    ConvAutoencoder,
+    DenoisingAutoencoder,
+    LinearAutoencoder,
+    MLPAutoencoder,
+)
+from lightning_ae.networks import (
+    ConvDecoder,
+    ConvEncoder,
+    LinearDecoder,
+    LinearEncoder,
+    MLPDecoder,
+    MLPEncoder,
+    conv_pair,
+    mlp_pair,
+)
+from lightning_ae.penalties import (
+    ConstraintPenalty,
+    Divergence,
+    JacobianPenalty,
+    OrthogonalityPenalty,
+    Penalty,
+    Total,
+    WeightPrior,
+)
+
+__version__ = "0.1.0.dev0"
+
+__all__ = [
+    "Autoencoder",
+    "AutoencoderOutput",
+    "BernoulliNLL",
+    "BitsPerDim",
+    "Code",
+    "CodeOutput",
+    "ConstraintPenalty",
+    "ContinuousBernoulliNLL",
+    "ContractiveAutoencoder",
+    "ConvAutoencoder",
+    "ConvDecoder",
+    "ConvEncoder",
+    "Corruption",
+    "DenoisingAutoencoder",
+    "DigitsDataModule",
+    "Divergence",
+    "FractionVarianceUnexplained",
+    "GaussianNLL",
+    "GaussianNoise",
+    "Identity",
+    "ImageFolderDataModule",
+    "JacobianPenalty",
+    "LaplaceNLL",
+    "Likelihood",
+    "LinearAutoencoder",
+    "LinearDecoder",
+    "LinearEncoder",
+    "MLPAutoencoder",
+    "MLPDecoder",
+    "MLPEncoder",
+    "MaskingNoise",
+    "NegativeBinomialNLL",
+    "OrthogonalityPenalty",
+    "Penalty",
+    "PointwiseLoss",
+    "PoissonNLL",
+    "PredictionWriter",
+    "Rebuildable",
+    "ReconstructionLoss",
+    "SaltAndPepper",
+    "SquaredError",
+    "SubspaceAngle",
+    "TensorDataModule",
+    "Total",
+    "VisionDataModule",
+    "WeightPrior",
+    "ZeroInflatedNegativeBinomialNLL",
+    "conv_pair",
+    "linear_gaussian",
+    "load",
+    "load_predictions",
+    "mlp_pair",
+    "reconstruction_metrics",
+    "subspace_angles",
+]

@@ -1,0 +1,162 @@
+"""Predictions on disk, shard by shard, for data of any size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import BasePredictionWriter
+from torch import Tensor
+
+Format = Literal["npz", "safetensors"]
+
+
+class PredictionWriter(BasePredictionWriter):
+    """Writes what ``predict_step`` returns, with the position of each example in the data.
+
+    Files are ``rank0-00000.npz``, ``rank0-00001.npz`` and so on; each holds ``index`` and one array for each key of
+    the prediction. Memory holds one shard at a time if the Trainer is called with ``return_predictions=False``. A
+    shard appears under its name only when it is whole.
+
+    Args:
+        folder: where to write; made if need be. Shards of an earlier run in it are removed.
+        format: ``"npz"``, or ``"safetensors"`` if that package is installed.
+        shard_size: examples in a shard, at least; a batch is not split.
+
+    Raises:
+        ValueError: if the format has another name or ``shard_size`` is not positive.
+        ModuleNotFoundError: if safetensors is asked for and not installed.
+
+    Example:
+        >>> import tempfile
+        >>> from lightning_ae import LinearAutoencoder, TensorDataModule
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     trainer = L.Trainer(
+        ...         accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+        ...         callbacks=PredictionWriter(folder),
+        ...     )
+        ...     data = TensorDataModule(torch.rand(10, 4), batch_size=4, val_fraction=0.0)
+        ...     _ = trainer.predict(LinearAutoencoder(4, 2), data, return_predictions=False)
+        ...     {name: tuple(array.shape) for name, array in load_predictions(folder).items()}
+        {'reconstruction': (10, 4), 'score': (10,), 'z': (10, 2)}
+    """
+
+    def __init__(self, folder: str | Path, format: Format = "npz", shard_size: int = 10_000) -> None:  # noqa: A002
+        super().__init__(write_interval="batch")
+        if format not in ("npz", "safetensors"):
+            raise ValueError(f"format: expected 'npz' or 'safetensors', got {format!r}.")
+        if shard_size <= 0:
+            raise ValueError(f"shard_size: expected a positive number, got {shard_size}.")
+        if format == "safetensors":
+            import safetensors.numpy  # noqa: F401  fail now rather than after the first shard
+        self.folder = Path(folder)
+        self.format = format
+        self.shard_size = shard_size
+        self._pending: list[dict[str, np.ndarray]] = []
+        self._seen = 0
+        self._shards = 0
+
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Make the folder, without what an earlier run left in it."""
+        if trainer.is_global_zero:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for path in self.folder.glob("rank*-*"):
+                if path.suffix in (".npz", ".safetensors", ".part"):
+                    path.unlink()
+        trainer.strategy.barrier()
+        self._pending, self._seen, self._shards = [], 0, 0
+
+    def write_on_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        prediction: Any,
+        batch_indices: Sequence[int] | None,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        """Collect a batch; write a shard when there is enough."""
+        if not isinstance(prediction, Mapping):
+            raise TypeError(f"PredictionWriter expects predict_step to give a dict, got {type(prediction).__name__}.")
+        if dataloader_idx > 0:
+            raise ValueError("PredictionWriter expects one dataloader; predict each with a writer of its own.")
+        arrays = {name: _to_numpy(value) for name, value in prediction.items()}
+        size = len(next(iter(arrays.values())))
+        arrays["index"] = self._index(trainer, batch_indices, batch_idx, size)
+        self._seen += size
+        self._pending.append(arrays)
+        if sum(len(part["index"]) for part in self._pending) >= self.shard_size:
+            self._flush(trainer)
+
+    def _index(
+        self, trainer: L.Trainer, batch_indices: Sequence[int] | None, batch_idx: int, size: int
+    ) -> np.ndarray:
+        loader: Any = trainer.predict_dataloaders
+        if hasattr(loader, "indices"):
+            return _to_numpy(loader.indices(batch_idx))
+        if batch_indices:
+            return np.asarray(batch_indices)
+        return np.arange(self._seen, self._seen + size)
+
+    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the last shard."""
+        self._flush(trainer)
+        trainer.strategy.barrier()
+
+    def _flush(self, trainer: L.Trainer) -> None:
+        if not self._pending:
+            return
+        shard = {name: np.concatenate([part[name] for part in self._pending]) for name in self._pending[0]}
+        path = self.folder / f"rank{trainer.global_rank}-{self._shards:05d}.{self.format}"
+        part = path.with_name(f"{path.name}.part")
+        if self.format == "npz":
+            with part.open("wb") as file:
+                np.savez(file, **shard)
+        else:
+            from safetensors.numpy import save_file
+
+            save_file(shard, part)
+        part.rename(path)
+        self._pending = []
+        self._shards += 1
+
+
+def _to_numpy(value: Tensor) -> np.ndarray:
+    value = value.detach().cpu()
+    return np.ascontiguousarray((value.float() if value.dtype == torch.bfloat16 else value).numpy())
+
+
+def load_predictions(folder: str | Path) -> dict[str, Tensor]:
+    """Read all shards of a :class:`PredictionWriter` into memory, in the order of the data.
+
+    Args:
+        folder: the writer's.
+
+    Returns:
+        A tensor ``(N, ...)`` for each key; examples that several ranks predicted appear once.
+
+    Raises:
+        FileNotFoundError: if there are no shards in the folder.
+    """
+    paths = sorted(path for path in Path(folder).glob("rank*-*") if path.suffix in (".npz", ".safetensors"))
+    if not paths:
+        raise FileNotFoundError(f"No shards (rank0-00000.npz or .safetensors, …) in {folder}.")
+    shards = [_read(path) for path in paths]
+    whole = {name: np.concatenate([shard[name] for shard in shards]) for name in sorted(shards[0])}
+    _, order = np.unique(whole.pop("index"), return_index=True)
+    return {name: torch.from_numpy(array[order]) for name, array in whole.items()}
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    if path.suffix == ".npz":
+        with np.load(path) as arrays:
+            return dict(arrays)
+    from safetensors.numpy import load_file
+
+    shard: dict[str, np.ndarray] = load_file(path)
+    return shard

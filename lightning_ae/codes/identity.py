@@ -1,0 +1,58 @@
+"""What every code promises, and the code that changes nothing."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from lightning_ae.checkpoint import Rebuildable
+
+
+class CodeOutput(NamedTuple):
+    """What a code gives: the latent, and what it charges for it.
+
+    Attributes:
+        z: the latent, ``(B, *latent)``, that the decoder reads.
+        penalties: raw terms by name, each ``(B,)``; :meth:`Code.weights` says how they enter the objective.
+    """
+
+    z: Tensor
+    penalties: dict[str, Tensor]
+
+
+class Code(Rebuildable, nn.Module, ABC):
+    r"""Base of all codes: turns the encoder's output ``h`` into the latent ``z`` and may charge for it.
+
+    A code and its penalty cannot be separated (posterior and KL, codebook and commitment), so they are one object.
+    """
+
+    @abstractmethod
+    def forward(self, h: Tensor) -> CodeOutput:
+        """Latent and penalties of a batch; may be stochastic in training."""
+
+    def encode(self, h: Tensor) -> Tensor:
+        """The deterministic latent of ``h`` (the posterior's mean, for a distribution)."""
+        return self(h).z
+
+    def weights(self) -> dict[str, float]:
+        """Weight of each penalty in the objective, read at every step so that a schedule may change it."""
+        return {}
+
+
+class Identity(Code):
+    """The plain autoencoder's code: ``z = h``, free of charge.
+
+    Shapes:
+        ``h`` and ``z``: ``(B, *latent)``.
+
+    Example:
+        >>> import torch
+        >>> Identity()(torch.ones(1, 2)).z
+        tensor([[1., 1.]])
+    """
+
+    def forward(self, h: Tensor) -> CodeOutput:
+        """Pass ``h`` on."""
+        return CodeOutput(h, {})

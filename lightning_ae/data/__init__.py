@@ -1,0 +1,26 @@
+"""Where ``x`` comes from: data modules, and the loaders they are made of."""
+
+from lightning_ae.data.base import SplitDataModule
+from lightning_ae.data.digits import DigitsDataModule
+from lightning_ae.data.file_loader import FileLoader
+from lightning_ae.data.folder import ImageFolderDataModule
+from lightning_ae.data.loader import Loader, TensorLoader
+from lightning_ae.data.order import EpochOrder
+from lightning_ae.data.synthetic import LinearGaussian, linear_gaussian
+from lightning_ae.data.tensors import InMemoryDataModule, TensorDataModule
+from lightning_ae.data.vision import VisionDataModule
+
+__all__ = [
+    "DigitsDataModule",
+    "EpochOrder",
+    "FileLoader",
+    "ImageFolderDataModule",
+    "InMemoryDataModule",
+    "LinearGaussian",
+    "Loader",
+    "SplitDataModule",
+    "TensorDataModule",
+    "TensorLoader",
+    "VisionDataModule",
+    "linear_gaussian",
+]

@@ -1,0 +1,129 @@
+"""What every reconstruction loss promises: one number per example, and the mean that goes with it."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from lightning_ae.checkpoint import Rebuildable
+
+Activation = Literal["identity", "sigmoid", "tanh", "relu"]
+
+_ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], tuple[float, float]]] = {
+    "identity": (lambda a: a, (-math.inf, math.inf)),
+    "sigmoid": (torch.sigmoid, (0.0, 1.0)),
+    "tanh": (torch.tanh, (-1.0, 1.0)),
+    "relu": (torch.relu, (0.0, math.inf)),
+}
+
+
+def full_precision(tensor: Tensor) -> Tensor:
+    """Half-precision tensors as float32, others as they are: losses and statistics are computed there."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+class ReconstructionLoss(Rebuildable, nn.Module, ABC):
+    r"""Base of all reconstruction losses :math:`L(a, x)` on the decoder's output ``params`` :math:`= a`.
+
+    The loss owns the output activation: ``mean(params)`` is the reconstruction :math:`\hat x`, so a decoder ends
+    in pre-activations and a mismatched pair cannot be built. Losses are sums over the event dimensions, one number
+    per example; the mean over the batch is taken once, by the model.
+
+    Shapes:
+        ``x``: ``(B, *event)``; ``params``: ``(B, *params_shape(event))``; the loss: ``(B,)``.
+    """
+
+    #: Name of the activation that :meth:`mean` applies; a decoder must not end in one of its own.
+    output_activation: str = "identity"
+    #: The interval in which :meth:`mean` lies.
+    output_range: tuple[float, float] = (-math.inf, math.inf)
+    #: How many numbers the decoder gives for each number of ``x``; they are blocks along the first event dimension.
+    params_per_feature: int = 1
+
+    @abstractmethod
+    def mean(self, params: Tensor) -> Tensor:
+        """Reconstruction ``(B, *event)`` from the decoder's output: the output activation, applied."""
+
+    @abstractmethod
+    def forward(self, params: Tensor, x: Tensor) -> Tensor:
+        """Loss of each example, ``(B,)``, in float32 or wider also under autocast."""
+
+    def prediction(self, params: Tensor, x: Tensor) -> Tensor:
+        """What is compared with ``x`` in metrics; :meth:`mean`, unless the loss takes a known scale from ``x``."""
+        return self.mean(params)
+
+    def check(self, x: Tensor) -> None:
+        """Raise a ``ValueError`` if ``x`` holds values that the loss is not defined for. Called once per fit."""
+
+    def params_shape(self, event_shape: Sequence[int]) -> tuple[int, ...]:
+        """Shape that the decoder must give for targets of this shape (both without the batch dimension)."""
+        first, *rest = event_shape
+        return (self.params_per_feature * first, *rest)
+
+    def _prepare(self, params: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        expected = (x.shape[0], *self.params_shape(x.shape[1:]))
+        if params.shape != expected:
+            raise ValueError(
+                f"{type(self).__name__}: for targets of shape {tuple(x.shape)} the decoder must give {expected}, "
+                f"got {tuple(params.shape)}."
+            )
+        return full_precision(params), full_precision(x)
+
+
+class PointwiseLoss(ReconstructionLoss):
+    """A loss that is a sum of one term per number of ``x``: a subclass gives :meth:`mean` and :meth:`pointwise`."""
+
+    @abstractmethod
+    def pointwise(self, params: Tensor, x: Tensor) -> Tensor:
+        """The terms, of the shape of ``x``; both arguments are float32 or wider."""
+
+    def forward(self, params: Tensor, x: Tensor) -> Tensor:
+        """Sum of the terms of each example, ``(B,)``."""
+        params, x = self._prepare(params, x)
+        return self.pointwise(params, x).flatten(1).sum(1)
+
+
+class SquaredError(PointwiseLoss):
+    r"""Squared error :math:`\|x - \hat x\|^2` with :math:`\hat x = \varphi(a)`.
+
+    With the identity it is the Gaussian likelihood up to constants (:class:`GaussianNLL` with
+    :math:`\sigma^2 = \tfrac12` less its constant). The gradient is
+    :math:`\partial L / \partial a = 2(\hat x - x)\,\varphi'(a)`; for the sigmoid
+    :math:`2(\hat x - x)\hat x(1 - \hat x)`, which vanishes where the output is confidently wrong:
+    the other activations are here so that this can be studied.
+
+    Args:
+        activation: :math:`\varphi`: ``"identity"``, ``"sigmoid"``, ``"tanh"`` or ``"relu"``.
+
+    Shapes:
+        ``params`` and ``x``: ``(B, *event)``; the loss ``(B,)``, in units of ``x`` squared.
+
+    Raises:
+        ValueError: if the activation has another name.
+
+    Source: Goodfellow, Bengio & Courville 2016, Deep Learning, section 6.2.2.
+
+    Example:
+        >>> SquaredError()(torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 0.0]]))
+        tensor([5.])
+    """
+
+    def __init__(self, activation: Activation = "identity") -> None:
+        super().__init__()
+        if activation not in _ACTIVATIONS:
+            raise ValueError(f"activation: expected one of {sorted(_ACTIVATIONS)}, got {activation!r}.")
+        self.output_activation = activation
+        self.output_range = _ACTIVATIONS[activation][1]
+
+    def mean(self, params: Tensor) -> Tensor:
+        r""":math:`\varphi(a)`."""
+        return _ACTIVATIONS[self.output_activation][0](params)
+
+    def pointwise(self, params: Tensor, x: Tensor) -> Tensor:
+        """Squared difference of each number."""
+        return (self.mean(params) - x).square()

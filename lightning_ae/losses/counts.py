@@ -1,0 +1,204 @@
+"""Likelihoods of counts: sequencing reads, photons, words."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, distributions, nn
+from torch.nn import functional
+
+from lightning_ae.losses.base import full_precision
+from lightning_ae.losses.likelihoods import Likelihood
+
+
+class _CountLikelihood(Likelihood):
+    output_activation = "exp"
+    output_range = (0.0, math.inf)
+
+    def check(self, x: Tensor) -> None:
+        """Targets must be whole numbers, none negative."""
+        if x.amin() < 0 or (x != x.round()).any():
+            raise ValueError(
+                f"{type(self).__name__}: targets must be counts 0, 1, 2, …, got values from {x.amin():.4g} to "
+                f"{x.amax():.4g}. Pass raw counts, neither normalised nor log-transformed."
+            )
+
+
+class PoissonNLL(_CountLikelihood):
+    r"""Poisson likelihood: :math:`\sum e^a - x a + \ln x!` nats, with the log-rate :math:`a`.
+
+    The exponential and the logarithm cancel in the gradient: :math:`\partial L / \partial a = \hat x - x`.
+
+    Shapes:
+        ``params`` (log-rates) and ``x`` (counts): ``(B, *event)``; the loss ``(B,)`` in nats.
+
+    Raises:
+        ValueError: from :meth:`check`, if targets are no counts.
+
+    Source: McCullagh & Nelder 1989, Generalized Linear Models, chapter 6.
+
+    Example:
+        >>> PoissonNLL()(torch.zeros(1, 1), torch.zeros(1, 1))
+        tensor([1.])
+    """
+
+    def mean(self, params: Tensor) -> Tensor:
+        """The rate."""
+        return full_precision(params).exp()
+
+    def pointwise(self, params: Tensor, x: Tensor) -> Tensor:
+        """Negative log-probability of each count."""
+        return params.exp() - x * params + torch.lgamma(x + 1)
+
+    def sample(self, params: Tensor) -> Tensor:
+        """Draw counts."""
+        return torch.poisson(full_precision(params).exp())
+
+
+class NegativeBinomialNLL(_CountLikelihood):
+    r"""Negative binomial with mean :math:`\mu` and inverse dispersion :math:`\theta`: variance :math:`\mu + \mu^2/\theta`.
+
+    .. math:: -\ln p(x) = \ln\Gamma(\theta) + \ln x! - \ln\Gamma(x + \theta)
+              + \theta \ln\tfrac{\theta + \mu}{\theta} + x \ln\tfrac{\theta + \mu}{\mu}
+
+    in nats, with :math:`\mu = e^a`, or with ``library_size`` :math:`\mu = \ell \operatorname{softmax}(a)`
+    where :math:`\ell = \sum x` is the example's total. :math:`\theta` is learned, one per feature.
+    The gradient is :math:`\partial L/\partial a = (\mu - x)\,\theta / (\theta + \mu)` for :math:`\mu = e^a`;
+    :math:`\theta \to \infty` is the Poisson.
+
+    Args:
+        num_features: length of the last dimension of ``x``, to learn one :math:`\theta` for each;
+            None shares one among all.
+        inverse_dispersion: where :math:`\theta > 0` starts.
+        library_size: whether the total of each example is taken as known. Then :meth:`mean` is the share of
+            each feature, which sums to one, and :meth:`prediction` multiplies by the total.
+
+    Shapes:
+        ``params`` and ``x`` (counts): ``(B, *event)``; the loss ``(B,)`` in nats.
+
+    Raises:
+        ValueError: if ``inverse_dispersion`` is not positive; from :meth:`check`, if targets are no counts.
+
+    Source: Lopez et al. 2018 (scVI), https://doi.org/10.1038/s41592-018-0229-2;
+    Robinson & Smyth 2008, https://doi.org/10.1093/biostatistics/kxm030.
+
+    Example:
+        >>> NegativeBinomialNLL(inverse_dispersion=1.0)(torch.zeros(1, 1), torch.zeros(1, 1))  # geometric: ln 2
+        tensor([0.6931], grad_fn=<SumBackward1>)
+    """
+
+    def __init__(
+        self, num_features: int | None = None, inverse_dispersion: float = 1.0, library_size: bool = False
+    ) -> None:
+        super().__init__()
+        if not inverse_dispersion > 0:
+            raise ValueError(f"inverse_dispersion: expected a positive number, got {inverse_dispersion}.")
+        shape = () if num_features is None else (num_features,)
+        self.log_inverse_dispersion = nn.Parameter(torch.full(shape, math.log(inverse_dispersion)))
+        self.library_size = library_size
+        if library_size:
+            self.output_activation = "softmax"
+
+    @property
+    def inverse_dispersion(self) -> Tensor:
+        r""":math:`\theta`, ``(num_features,)`` or without dimensions."""
+        return full_precision(self.log_inverse_dispersion).exp()
+
+    def log_mean(self, params: Tensor, library: Tensor | None = None) -> Tensor:
+        r""":math:`\ln\mu`; with ``library_size`` the log-share plus, where given, the log of the total ``(B,)``."""
+        if not self.library_size:
+            return params
+        log_share = params.flatten(1).log_softmax(1).view_as(params)
+        if library is None:
+            return log_share
+        # an empty example has no share to speak of; the floor keeps its gradient finite
+        return log_share + library.clamp(min=1e-8).log().reshape(-1, *(1,) * (params.ndim - 1))
+
+    def mean(self, params: Tensor) -> Tensor:
+        r""":math:`\mu`, or the shares with ``library_size``."""
+        return self.log_mean(full_precision(params)).exp()
+
+    def prediction(self, params: Tensor, x: Tensor) -> Tensor:
+        """Expected counts, given the total of ``x`` where it is taken as known."""
+        return self.mean(params) * _total(x, params) if self.library_size else self.mean(params)
+
+    def pointwise(self, params: Tensor, x: Tensor) -> Tensor:
+        """Negative log-probability of each count."""
+        return self._nll(self.log_mean(params, x.flatten(1).sum(1)), x)
+
+    def _nll(self, log_mean: Tensor, x: Tensor) -> Tensor:
+        log_theta = full_precision(self.log_inverse_dispersion)
+        theta = log_theta.exp()
+        return (
+            torch.lgamma(theta)
+            + torch.lgamma(x + 1)
+            - torch.lgamma(x + theta)
+            + theta * functional.softplus(log_mean - log_theta)
+            + x * functional.softplus(log_theta - log_mean)
+        )
+
+    def sample(self, params: Tensor, library: Tensor | None = None) -> Tensor:
+        """Draw counts; with ``library_size`` pass the totals ``(B,)``, else they are one."""
+        logits = self.log_mean(full_precision(params), library) - full_precision(self.log_inverse_dispersion)
+        return distributions.NegativeBinomial(self.inverse_dispersion, logits=logits).sample()
+
+
+class ZeroInflatedNegativeBinomialNLL(NegativeBinomialNLL):
+    r"""Negative binomial with extra zeros: with probability :math:`\pi = \sigma(b)` a count drops out to 0.
+
+    .. math:: p(0) = \pi + (1 - \pi)\,\mathrm{NB}(0), \qquad p(x) = (1 - \pi)\,\mathrm{NB}(x)\ \text{for}\ x > 0
+
+    The decoder gives two blocks along the first event dimension: :math:`a` (as in :class:`NegativeBinomialNLL`)
+    and then the dropout logits :math:`b`; :math:`\hat x = (1 - \pi)\mu`.
+
+    Args:
+        num_features: as in :class:`NegativeBinomialNLL`.
+        inverse_dispersion: as in :class:`NegativeBinomialNLL`.
+        library_size: as in :class:`NegativeBinomialNLL`.
+
+    Shapes:
+        ``params``: ``(B, 2·C, *rest)`` for ``x`` ``(B, C, *rest)``; the loss ``(B,)`` in nats.
+
+    Raises:
+        ValueError: as :class:`NegativeBinomialNLL`.
+
+    Source: Lopez et al. 2018 (scVI), https://doi.org/10.1038/s41592-018-0229-2; Lambert 1992 for the mixture.
+
+    Example:
+        >>> loss = ZeroInflatedNegativeBinomialNLL(inverse_dispersion=1.0)
+        >>> loss.mean(torch.zeros(1, 2))  # half of the counts drop out
+        tensor([[0.5000]])
+    """
+
+    params_per_feature = 2
+
+    def mean(self, params: Tensor) -> Tensor:
+        r""":math:`(1 - \pi)\mu`."""
+        log_mean, dropout = self._split(full_precision(params))
+        return log_mean.exp() * (-dropout).sigmoid()
+
+    def prediction(self, params: Tensor, x: Tensor) -> Tensor:
+        """Expected counts, given the total of ``x`` where it is taken as known."""
+        return self.mean(params) * _total(x, x) if self.library_size else self.mean(params)
+
+    def pointwise(self, params: Tensor, x: Tensor) -> Tensor:
+        """Negative log-probability of each count."""
+        log_mean, dropout = self._split(params, x.flatten(1).sum(1))
+        nll = self._nll(log_mean, x)
+        at_zero = functional.softplus(dropout) - torch.logaddexp(dropout, -nll)
+        return torch.where(x == 0, at_zero, functional.softplus(dropout) + nll)
+
+    def _split(self, params: Tensor, library: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        counts, dropout = params.chunk(2, dim=1)
+        return self.log_mean(counts, library), dropout
+
+    def sample(self, params: Tensor, library: Tensor | None = None) -> Tensor:
+        """Draw counts, then drop some; ``library`` as in :class:`NegativeBinomialNLL`."""
+        counts, dropout = full_precision(params).chunk(2, dim=1)
+        kept = torch.bernoulli((-dropout).sigmoid())
+        return super().sample(counts, library) * kept
+
+
+def _total(x: Tensor, like: Tensor) -> Tensor:
+    return full_precision(x).flatten(1).sum(1).reshape(-1, *(1,) * (like.ndim - 1))

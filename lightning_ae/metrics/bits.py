@@ -1,0 +1,60 @@
+"""Code length of the data under a likelihood."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+
+class BitsPerDim(Metric):
+    r"""Bits per dimension: :math:`\frac{1}{nd}\sum_i -\log_2 p(x_i) - \log_2 \delta`.
+
+    Turns nats per example, as the likelihoods here give them, into the code length of one number recorded with
+    spacing :math:`\delta`.
+
+    Args:
+        resolution: :math:`\delta` in the units of ``x``: 1 for counts and binary data, 1/255 for bytes
+            scaled to [0, 1].
+
+    Raises:
+        ValueError: if ``resolution`` is not positive.
+
+    Source: Theis, van den Oord & Bethge 2016, https://arxiv.org/abs/1511.01844, section 3.1.
+
+    Example:
+        >>> metric = BitsPerDim()
+        >>> metric.update(torch.tensor([math.log(2) * 10]), dims=5)
+        >>> metric.compute()
+        tensor(2.)
+    """
+
+    full_state_update = False
+    higher_is_better = False
+    is_differentiable = False
+    nats: Tensor
+    dims: Tensor
+
+    def __init__(self, resolution: float = 1.0) -> None:
+        super().__init__()
+        if not resolution > 0:
+            raise ValueError(f"resolution: expected a positive number, got {resolution}.")
+        self.resolution = resolution
+        self.add_state("nats", torch.tensor(0.0), dist_reduce_fx="sum")
+        self.add_state("dims", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, nll: Tensor, dims: int) -> None:
+        """Add examples.
+
+        Args:
+            nll: negative log-likelihood of each example in nats, ``(B,)``.
+            dims: how many numbers an example has.
+        """
+        self.nats = self.nats + nll.detach().sum()
+        self.dims = self.dims + dims * nll.numel()
+
+    def compute(self) -> Tensor:
+        """Bits per dimension over all examples, without dimensions."""
+        return self.nats / self.dims / math.log(2) - math.log2(self.resolution)

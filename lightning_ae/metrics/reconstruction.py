@@ -1,0 +1,52 @@
+"""Which metrics suit data of a given shape."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric, MetricCollection
+from torchmetrics.image import (
+    MultiScaleStructuralSimilarityIndexMeasure,
+    PeakSignalNoiseRatio,
+    StructuralSimilarityIndexMeasure,
+)
+
+from lightning_ae.metrics.variance import FractionVarianceUnexplained
+
+# the Gaussian window of SSIM; five scales halve the image four times, and torchmetrics asks for more than that
+_WINDOW = 11
+_MULTI_SCALE_SIDE = (_WINDOW - 1) * 2**4
+
+
+def reconstruction_metrics(event_shape: Sequence[int], data_range: float = 1.0) -> MetricCollection:
+    """Metrics of ``(reconstruction, x)`` for data of one shape.
+
+    Always ``mse`` and ``mae`` (means over all numbers) and ``fvu`` (:class:`FractionVarianceUnexplained`); for
+    images ``(1 or 3 channels, H, W)`` also ``psnr`` in dB, from 11×11 pixels on ``ssim``, and from 161×161 on
+    ``ms_ssim``. All are torchmetrics' own but ``fvu``.
+
+    Args:
+        event_shape: shape of one example.
+        data_range: difference of the largest and the smallest value that the data may have.
+
+    Returns:
+        A collection to update batch by batch, exact under ragged batches and on several devices.
+
+    Example:
+        >>> sorted(reconstruction_metrics((1, 28, 28)))
+        ['fvu', 'mae', 'mse', 'psnr', 'ssim']
+    """
+    metrics: dict[str, Metric | MetricCollection] = {
+        "mse": MeanSquaredError(),
+        "mae": MeanAbsoluteError(),
+        "fvu": FractionVarianceUnexplained(),
+    }
+    if len(event_shape) == 3 and event_shape[0] in (1, 3):
+        side = min(event_shape[1:])
+        metrics["psnr"] = PeakSignalNoiseRatio(data_range=data_range)
+        if side >= _WINDOW:
+            metrics["ssim"] = StructuralSimilarityIndexMeasure(data_range=data_range)
+        if side > _MULTI_SCALE_SIDE:
+            metrics["ms_ssim"] = MultiScaleStructuralSimilarityIndexMeasure(data_range=data_range)
+    # each keeps its own state: the states are small, and grouping costs a second look at the first batch
+    return MetricCollection(metrics, compute_groups=False)

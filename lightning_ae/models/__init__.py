@@ -1,0 +1,18 @@
+"""Autoencoders: the flow in ``base``, and one file for each variant."""
+
+from lightning_ae.models.base import Autoencoder, AutoencoderOutput
+from lightning_ae.models.contractive import ContractiveAutoencoder
+from lightning_ae.models.conv import ConvAutoencoder
+from lightning_ae.models.denoising import DenoisingAutoencoder
+from lightning_ae.models.linear import LinearAutoencoder
+from lightning_ae.models.mlp import MLPAutoencoder
+
+__all__ = [
+    "Autoencoder",
+    "AutoencoderOutput",
+    "ContractiveAutoencoder",
+    "ConvAutoencoder",
+    "DenoisingAutoencoder",
+    "LinearAutoencoder",
+    "MLPAutoencoder",
+]

@@ -1,0 +1,282 @@
+"""The flow, written once: corruption → encoder → code → decoder → loss → terms → objective."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRScheduler
+from torch import Tensor, nn
+from torchmetrics import MetricCollection
+
+from lightning_ae.checkpoint import Rebuildable, describe, load_as
+from lightning_ae.codes import Code, Identity
+from lightning_ae.losses import ReconstructionLoss, SquaredError
+from lightning_ae.metrics import reconstruction_metrics
+from lightning_ae.models.logged import LoggedModule
+from lightning_ae.penalties import Penalty
+
+_SQUASHING = (nn.Sigmoid, nn.Tanh, nn.ReLU, nn.Softmax, nn.Softplus, nn.Hardtanh, nn.LogSigmoid, nn.LogSoftmax)
+
+
+class AutoencoderOutput(NamedTuple):
+    """What a forward pass gives.
+
+    Attributes:
+        z: the latent, ``(B, *latent)``.
+        params: the decoder's output, pre-activations ``(B, *loss.params_shape(event))``.
+        penalties: raw terms that the code charges, each ``(B,)``.
+    """
+
+    z: Tensor
+    params: Tensor
+    penalties: dict[str, Tensor]
+
+    def detach(self) -> AutoencoderOutput:
+        """The same, cut from the graph."""
+        penalties = {name: value.detach() for name, value in self.penalties.items()}
+        return AutoencoderOutput(self.z.detach(), self.params.detach(), penalties)
+
+
+class Autoencoder(Rebuildable, LoggedModule):
+    r"""An autoencoder made of boxes: :math:`x \to \text{encoder} \to \text{code} \to \text{decoder} \to \text{loss}`.
+
+    The objective of an example is the sum of terms
+
+    .. math:: L(a, x) + \sum_j w_j\, c_j(z) + \sum_j v_j\, p_j(x, z, a; \theta),
+
+    reconstruction, what the code charges, and penalties; the training loss is its mean over the batch. Losses sum
+    over the event, so the objective does not depend on batch size, accumulation or number of devices, and is in
+    nats for a likelihood. Each term is logged raw, without its weight, as ``train/<term>``, ``val/<term>``,
+    ``test/<term>`` beside ``.../loss``. In training the logged number is the mean over the steps since the last
+    one logged, and ``train/<term>_epoch`` that over the epoch; nothing is read from the device in between.
+
+    Subclass it to choose the boxes, or override :meth:`terms`, :meth:`objective`, :meth:`configure_metrics` or
+    :meth:`configure_optimizers`; the step is shared and need not be touched.
+
+    Args:
+        encoder: any module from ``(B, *event)`` to ``h``.
+        decoder: any module from ``z`` to pre-activations ``(B, *loss.params_shape(event))``.
+        loss: scores pre-activations against ``x`` and owns the output activation; None for :class:`SquaredError`.
+        code: makes the latent of ``h`` and charges for it; None for :class:`Identity`.
+        penalties: further terms by the name under which they are logged.
+        corruption: module applied to the encoder's input in the steps; the loss scores the clean ``x``.
+        lr: learning rate of AdamW.
+        weight_decay: decoupled weight decay of AdamW. For the Gaussian prior of MAP use :class:`WeightPrior`.
+        batch_key: where ``x`` is if a batch is a dict; of a tuple or list it is the first item.
+
+    Shapes:
+        ``x``: ``(B, *event)``; every term: ``(B,)`` or without dimensions.
+
+    Raises:
+        ValueError: if two terms have the same name. On the first batch of each run, if the data do not suit the
+            loss or are not finite.
+
+    Example:
+        >>> from lightning_ae import BernoulliNLL, mlp_pair
+        >>> model = Autoencoder(*mlp_pair((1, 8, 8), latent_dim=3), loss=BernoulliNLL())
+        >>> model.reconstruct(torch.rand(2, 1, 8, 8)).shape
+        torch.Size([2, 1, 8, 8])
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        loss: ReconstructionLoss | None = None,
+        *,
+        code: Code | None = None,
+        penalties: Mapping[str, Penalty] | None = None,
+        corruption: nn.Module | None = None,
+        lr: float = 1e-3,
+        weight_decay: float = 0.0,
+        batch_key: str = "x",
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(describe(self))
+        self.encoder = encoder
+        self.decoder = decoder
+        self.loss = SquaredError() if loss is None else loss
+        self.code = Identity() if code is None else code
+        self.penalties = nn.ModuleDict(dict(penalties or {}))
+        self.corruption = nn.Identity() if corruption is None else corruption
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self.batch_key = batch_key
+        self._first_batch_checked = False
+        self._check_boxes()
+
+    def _check_boxes(self) -> None:
+        taken = {"loss", "reconstruction"} & set(self.penalties) or set(self.code.weights()) & set(self.penalties)
+        if taken:
+            raise ValueError(f"penalties: {sorted(taken)} is the name of another term; choose another key.")
+        last = list(self.decoder.modules())[-1]
+        if isinstance(last, _SQUASHING) and self.loss.output_activation != "identity":
+            warnings.warn(
+                f"The decoder ends in {type(last).__name__}, and {type(self.loss).__name__} applies "
+                f"{self.loss.output_activation} to its output once more, which squeezes the reconstruction into part "
+                "of its range. Remove the decoder's last activation: the loss owns it.",
+                stacklevel=3,
+            )
+
+    # -- what people call -------------------------------------------------------------------------------------
+
+    def encode(self, x: Tensor) -> Tensor:
+        """The latent ``z`` of clean data, without randomness."""
+        return self.code.encode(self.encoder(x))
+
+    def decode(self, z: Tensor) -> Tensor:
+        """The reconstruction of a latent, output activation applied."""
+        return self.loss.mean(self.decoder(z))
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """``decode(encode(x))``; a loss that takes a scale from ``x`` as known applies it."""
+        return self.loss.prediction(self.decoder(self.encode(x)), x)
+
+    def forward(self, x: Tensor) -> AutoencoderOutput:
+        """Latent, pre-activations and the code's charges of a batch, without corruption."""
+        z, penalties = self.code(self.encoder(x))
+        return AutoencoderOutput(z, self.decoder(z), penalties)
+
+    # -- the objective ----------------------------------------------------------------------------------------
+
+    def terms(self, x: Tensor, output: AutoencoderOutput) -> dict[str, Tensor]:
+        """Raw, unweighted terms by name, ``(B,)`` or without dimensions each; every one is logged."""
+        terms = {"reconstruction": self.loss(output.params, x), **output.penalties}
+        for name, penalty in self.penalties.items():
+            terms[name] = penalty(x, output, self)
+        return terms
+
+    def objective(self, terms: dict[str, Tensor]) -> Tensor:
+        """The sum of the terms, each of the code's and of the penalties times its weight, ``(B,)``.
+
+        A term of your own, added in :meth:`terms`, counts once you add it here.
+        """
+        total = terms["reconstruction"]
+        for name, weight in self.code.weights().items():
+            total = total + weight * terms[name]
+        for name, penalty in self.penalties.items():
+            total = total + penalty.weight * terms[name]
+        return total
+
+    def get_input(self, batch: Any) -> Tensor:
+        """``x`` of a batch that is a tensor, a tuple or list with ``x`` first, or a dict with ``batch_key``."""
+        x = batch
+        if isinstance(batch, (tuple, list)) and batch:
+            x = batch[0]
+        elif isinstance(batch, Mapping):
+            if self.batch_key not in batch:
+                raise ValueError(f"batch_key: the batch has no {self.batch_key!r}, only {sorted(batch)}.")
+            x = batch[self.batch_key]
+        if not isinstance(x, Tensor):
+            raise TypeError(f"A batch must be a tensor, a tuple with one first, or a dict, got {type(batch).__name__}.")
+        return x
+
+    def _step(self, batch: Any) -> dict[str, Any]:
+        x = self.get_input(batch)
+        output = self(self.corruption(x))
+        terms = self.terms(x, output)
+        loss = self.objective(terms).mean()
+        means = {"loss": loss.detach(), **{name: term.detach().mean() for name, term in terms.items()}}
+        return {"loss": loss, "output": output.detach(), "terms": means}
+
+    def training_step(self, batch: Any, batch_idx: int) -> STEP_OUTPUT:
+        """``loss`` (with its graph), the detached ``output``, and the batch means of all ``terms``."""
+        return self._step(batch)
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> STEP_OUTPUT:
+        """The same as in training."""
+        return self._step(batch)
+
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> STEP_OUTPUT:
+        """The same as in training."""
+        return self._step(batch)
+
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        """Latent ``z``, ``reconstruction``, and the reconstruction loss ``(B,)`` as anomaly ``score``."""
+        x = self.get_input(batch)
+        z = self.encode(self.corruption(x))
+        params = self.decoder(z)
+        return {"z": z, "reconstruction": self.loss.prediction(params, x), "score": self.loss(params, x)}
+
+    # -- optimisation -----------------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW with ``lr`` and ``weight_decay``; LightningCLI replaces it if given ``--optimizer``."""
+        return torch.optim.AdamW(self.parameters(), lr=self.lr, weight_decay=self.weight_decay)
+
+    # -- the first batch --------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Look at the data again at the start of each run."""
+        self._first_batch_checked = False
+
+    def on_fit_start(self) -> None:
+        """Tell the penalties how many examples one epoch has, if the data say so."""
+        for penalty in self.penalties.values():
+            penalty.on_fit_start(self)
+
+    def check_first_batch(self, batch: Any) -> None:
+        """A clear error if ``x`` is not finite floating-point data in the support of the loss; once per run."""
+        if self._first_batch_checked:
+            return
+        self._first_batch_checked = True
+        x = self.get_input(batch)
+        if not x.is_floating_point():
+            raise TypeError(f"x: expected floating-point data, got {x.dtype}; scale bytes to [0, 1] first.")
+        if x.ndim < 2 or x.shape[0] == 0:
+            raise ValueError(f"x: expected a batch (B, *event) with B > 0, got {tuple(x.shape)}.")
+        bad = int((~x.isfinite()).sum())
+        if bad:
+            raise ValueError(f"x: expected finite numbers, got {bad} NaN or infinite of {x.numel()} in the first batch.")
+        self.loss.check(x)
+
+    # -- metrics ----------------------------------------------------------------------------------------------
+
+    def _predict(self, output: AutoencoderOutput, x: Tensor) -> Tensor:
+        return self.loss.prediction(output.params, x)
+
+    def configure_metrics(self, x: Tensor) -> MetricCollection:
+        """Metrics of ``(reconstruction, x)`` for validation and test; override to choose others.
+
+        Args:
+            x: the first batch, ``(B, *event)``.
+
+        Returns:
+            The collection chosen by the shape of the data: see :func:`reconstruction_metrics`. The range of image
+            data is that of the loss's output if it is bounded, else 1.
+        """
+        low, high = self.loss.output_range
+        return reconstruction_metrics(x.shape[1:], data_range=high - low if math.isfinite(high - low) else 1.0)
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls,
+        checkpoint_path: str | Path,
+        map_location: Any = None,
+        hparams_file: Any = None,
+        strict: bool | None = None,
+        weights_only: bool | None = None,
+        **kwargs: Any,
+    ) -> Autoencoder:
+        """Rebuild a model of this class, or of a subclass, from a checkpoint: see :func:`lightning_ae.load`.
+
+        Raises:
+            TypeError: if the checkpoint holds another class.
+        """
+        if hparams_file is not None:
+            raise ValueError("hparams_file: not supported; the checkpoint holds all hyperparameters.")
+        trusted = kwargs.pop("trusted", ())
+        return load_as(
+            cls,
+            checkpoint_path,
+            map_location=map_location or "cpu",
+            trusted=trusted,
+            strict=strict is not False,
+            given=kwargs,
+            weights_only=weights_only is not False,
+        )

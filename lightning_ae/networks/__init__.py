@@ -1,0 +1,21 @@
+"""Encoders and decoders; any ``nn.Module`` may stand in their place."""
+
+from lightning_ae.networks.conv import ConvDecoder, ConvEncoder
+from lightning_ae.networks.init import initialise, make_activation
+from lightning_ae.networks.linear import LinearDecoder, LinearEncoder, TiedLinear
+from lightning_ae.networks.mlp import MLPDecoder, MLPEncoder
+from lightning_ae.networks.pairs import conv_pair, mlp_pair
+
+__all__ = [
+    "ConvDecoder",
+    "ConvEncoder",
+    "LinearDecoder",
+    "LinearEncoder",
+    "MLPDecoder",
+    "MLPEncoder",
+    "TiedLinear",
+    "conv_pair",
+    "initialise",
+    "make_activation",
+    "mlp_pair",
+]

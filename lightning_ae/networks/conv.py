@@ -1,0 +1,170 @@
+"""Convolutional encoder and decoder for signals, images and volumes of any size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+from torch import Tensor, nn
+
+from lightning_ae.checkpoint import Rebuildable
+from lightning_ae.networks.init import Activation, initialise, make_activation
+from lightning_ae.networks.shapes import check_input, check_shape, check_size
+
+Norm = Literal["batch", "layer"]
+
+_CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+_TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+_BATCH_NORM = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+
+
+def _norm(name: Norm | None, channels: int, dims: int) -> list[nn.Module]:
+    if name is None:
+        return []
+    if name not in ("batch", "layer"):
+        raise ValueError(f"norm: expected 'batch', 'layer' or None, got {name!r}.")
+    return [_BATCH_NORM[dims](channels) if name == "batch" else nn.GroupNorm(1, channels)]
+
+
+def _check(shape: Sequence[int], channels: Sequence[int], kernel_size: int, name: str) -> tuple[int, ...]:
+    sizes = check_shape(tuple(shape), name)
+    if len(sizes) not in (2, 3, 4):
+        raise ValueError(f"{name}: expected (channels, *spatial) with 1 to 3 spatial dimensions, got {sizes}.")
+    if kernel_size < 3 or kernel_size % 2 == 0:
+        raise ValueError(f"kernel_size: expected an odd number >= 3, got {kernel_size}.")
+    if not channels:
+        raise ValueError("channels: expected at least one number, got none.")
+    for size in channels:
+        check_size(size, "channels")
+    return sizes
+
+
+def _halvings(spatial: tuple[int, ...], times: int) -> list[tuple[int, ...]]:
+    """Sizes after 0, 1, … strided convolutions; each gives ⌈n/2⌉."""
+    sizes = [spatial]
+    for _ in range(times):
+        sizes.append(tuple((n + 1) // 2 for n in sizes[-1]))
+    return sizes
+
+
+class ConvEncoder(Rebuildable, nn.Module):
+    r"""Strided convolutions, each halving the size (rounded up), then a linear layer to the latent.
+
+    Args:
+        in_shape: ``(channels, *spatial)`` of one example, with 1 to 3 spatial dimensions of any size.
+        latent_dim: size of ``h``.
+        channels: output channels of each convolution; as many as the size is halved.
+        kernel_size: odd, at least 3.
+        activation: name of the activation; weights are drawn to suit it.
+        norm: normalisation before each activation: ``"batch"``, ``"layer"`` or None.
+        bias_init: where the convolutions' biases start; 0.01 to 0.1 keeps ReLUs alive.
+
+    Shapes:
+        ``(B, *in_shape)`` to ``(B, latent_dim)``.
+
+    Raises:
+        ValueError: for sizes that are not positive, an even kernel, unknown names, or a batch of another shape.
+
+    Source: Masci et al. 2011, https://doi.org/10.1007/978-3-642-21735-7_7.
+
+    Example:
+        >>> import torch
+        >>> ConvEncoder((3, 17, 30), 5)(torch.zeros(2, 3, 17, 30)).shape
+        torch.Size([2, 5])
+    """
+
+    def __init__(
+        self,
+        in_shape: Sequence[int],
+        latent_dim: int,
+        channels: Sequence[int] = (32, 64),
+        kernel_size: int = 3,
+        activation: Activation = "relu",
+        norm: Norm | None = None,
+        bias_init: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.in_shape = _check(in_shape, channels, kernel_size, "in_shape")
+        dims = len(self.in_shape) - 1
+        layers: list[nn.Module] = []
+        for size_in, size_out in zip([self.in_shape[0], *channels[:-1]], channels, strict=True):
+            conv = _CONV[dims](size_in, size_out, kernel_size, stride=2, padding=kernel_size // 2)
+            initialise(conv, activation, bias_init)
+            layers += [conv, *_norm(norm, size_out, dims), make_activation(activation)]
+        spatial = _halvings(self.in_shape[1:], len(channels))[-1]
+        last = nn.Linear(channels[-1] * math.prod(spatial), check_size(latent_dim, "latent_dim"))
+        initialise(last)
+        self.layers = nn.Sequential(*layers, nn.Flatten(), last)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Encode."""
+        check_input(x, self.in_shape, self)
+        h: Tensor = self.layers(x)
+        return h
+
+
+class ConvDecoder(Rebuildable, nn.Module):
+    r"""Mirror image of :class:`ConvEncoder`: a linear layer, then transposed convolutions up to ``out_shape`` exactly.
+
+    A transposed convolution of stride 2 gives :math:`2n - 1` or :math:`2n` as its output padding is 0 or 1,
+    so every size on the way down has its way up.
+
+    Args:
+        latent_dim: size of ``z``.
+        out_shape: ``(channels, *spatial)`` of the output, with 1 to 3 spatial dimensions of any size.
+        channels: input channels of each transposed convolution; the encoder's, reversed.
+        kernel_size: odd, at least 3.
+        activation: name of the activation; weights are drawn to suit it. None follows the last convolution.
+        norm: normalisation before each activation: ``"batch"``, ``"layer"`` or None.
+        bias_init: where the hidden biases start.
+
+    Shapes:
+        ``(B, latent_dim)`` to ``(B, *out_shape)``.
+
+    Raises:
+        ValueError: for sizes that are not positive, an even kernel, or unknown names.
+
+    Source: Dumoulin & Visin 2016, https://arxiv.org/abs/1603.07285, for the arithmetic.
+
+    Example:
+        >>> import torch
+        >>> ConvDecoder(5, (3, 17, 30))(torch.zeros(2, 5)).shape
+        torch.Size([2, 3, 17, 30])
+    """
+
+    def __init__(
+        self,
+        latent_dim: int,
+        out_shape: Sequence[int],
+        channels: Sequence[int] = (64, 32),
+        kernel_size: int = 3,
+        activation: Activation = "relu",
+        norm: Norm | None = None,
+        bias_init: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.out_shape = _check(out_shape, channels, kernel_size, "out_shape")
+        dims = len(self.out_shape) - 1
+        sizes = _halvings(self.out_shape[1:], len(channels))[::-1]
+        first = nn.Linear(check_size(latent_dim, "latent_dim"), channels[0] * math.prod(sizes[0]))
+        initialise(first, activation, bias_init)
+        layers: list[nn.Module] = [first, nn.Unflatten(1, (channels[0], *sizes[0])), make_activation(activation)]
+        ends = [*channels[1:], self.out_shape[0]]
+        for i, (size_in, size_out) in enumerate(zip(channels, ends, strict=True)):
+            output_padding = tuple(1 - n % 2 for n in sizes[i + 1])
+            conv = _TRANSPOSED[dims](
+                size_in, size_out, kernel_size, stride=2, padding=kernel_size // 2, output_padding=output_padding
+            )
+            layers.append(conv)
+            if i < len(channels) - 1:
+                initialise(conv, activation, bias_init)
+                layers += [*_norm(norm, size_out, dims), make_activation(activation)]
+            else:
+                initialise(conv)
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Decode to pre-activations."""
+        out: Tensor = self.layers(z)
+        return out

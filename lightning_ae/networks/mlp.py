@@ -1,0 +1,153 @@
+"""Multi-layer perceptrons as encoder and decoder."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+from torch import Tensor, nn
+
+from lightning_ae.checkpoint import Rebuildable
+from lightning_ae.networks.init import Activation, initialise, make_activation
+from lightning_ae.networks.linear import TiedLinear
+from lightning_ae.networks.shapes import Shape, check_input, check_shape, check_size
+
+Norm = Literal["batch", "layer"]
+
+
+def _norm(name: Norm | None, size: int) -> list[nn.Module]:
+    if name is None:
+        return []
+    if name not in ("batch", "layer"):
+        raise ValueError(f"norm: expected 'batch', 'layer' or None, got {name!r}.")
+    return [nn.BatchNorm1d(size) if name == "batch" else nn.LayerNorm(size)]
+
+
+class MLPEncoder(Rebuildable, nn.Module):
+    r"""Perceptron :math:`h = \psi(W_n\,\varphi(\dots\varphi(W_1 x + b_1)\dots) + b_n)` on the flattened input.
+
+    Args:
+        in_shape: shape of one example; a number is a flat vector.
+        latent_dim: size of ``h``.
+        hidden: sizes of the hidden layers, in order; empty for one layer.
+        activation: name of :math:`\varphi`; weights are drawn to suit it.
+        norm: normalisation before each hidden activation: ``"batch"``, ``"layer"`` or None.
+        latent_activation: name of :math:`\psi` on the output, e.g. ``"sigmoid"`` for the textbook's contractive code.
+        bias_init: where the hidden biases start; 0.01 to 0.1 keeps ReLUs alive.
+
+    Shapes:
+        ``(B, *in_shape)`` to ``(B, latent_dim)``.
+
+    Raises:
+        ValueError: for sizes that are not positive, unknown names, or a batch of another shape.
+
+    Source: Hinton & Salakhutdinov 2006, https://doi.org/10.1126/science.1127647.
+
+    Example:
+        >>> import torch
+        >>> MLPEncoder((1, 8, 8), 3, hidden=(16,))(torch.zeros(2, 1, 8, 8)).shape
+        torch.Size([2, 3])
+    """
+
+    def __init__(
+        self,
+        in_shape: Shape,
+        latent_dim: int,
+        hidden: Sequence[int] = (256,),
+        activation: Activation = "relu",
+        norm: Norm | None = None,
+        latent_activation: Activation = "identity",
+        bias_init: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.in_shape = check_shape(in_shape)
+        sizes = [math.prod(self.in_shape), *(check_size(size, "hidden") for size in hidden)]
+        layers: list[nn.Module] = []
+        for size_in, size_out in zip(sizes[:-1], sizes[1:], strict=True):
+            linear = nn.Linear(size_in, size_out)
+            initialise(linear, activation, bias_init)
+            layers += [linear, *_norm(norm, size_out), make_activation(activation)]
+        last = nn.Linear(sizes[-1], check_size(latent_dim, "latent_dim"))
+        initialise(last, latent_activation)
+        layers.append(last)
+        if latent_activation != "identity":
+            layers.append(make_activation(latent_activation))
+        self.layers = nn.Sequential(*layers)
+
+    def linears(self) -> list[nn.Linear]:
+        """The linear layers, in order."""
+        return [layer for layer in self.layers if isinstance(layer, nn.Linear)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Encode."""
+        check_input(x, self.in_shape, self)
+        h: Tensor = self.layers(x.flatten(1))
+        return h
+
+
+class MLPDecoder(Rebuildable, nn.Module):
+    r"""Perceptron from the latent to pre-activations in the shape of the data; ends in a linear layer.
+
+    Args:
+        latent_dim: size of ``z``.
+        out_shape: shape of one example of the output; a number is a flat vector.
+        hidden: sizes of the hidden layers, in order from the latent; tied: those of the encoder, reversed.
+        activation: name of the activation; weights are drawn to suit it.
+        norm: normalisation before each hidden activation: ``"batch"``, ``"layer"`` or None.
+        bias_init: where the hidden biases start.
+        tied_to: the encoder whose weights are shared, each layer's the transpose of its mirror image; biases are own.
+
+    Shapes:
+        ``(B, latent_dim)`` to ``(B, *out_shape)``.
+
+    Raises:
+        ValueError: for sizes that are not positive, unknown names, or sizes that are not the mirror image of the
+            encoder it is tied to.
+
+    Source: Hinton & Salakhutdinov 2006, https://doi.org/10.1126/science.1127647.
+
+    Example:
+        >>> import torch
+        >>> MLPDecoder(3, (1, 8, 8), hidden=(16,))(torch.zeros(2, 3)).shape
+        torch.Size([2, 1, 8, 8])
+    """
+
+    def __init__(
+        self,
+        latent_dim: int,
+        out_shape: Shape,
+        hidden: Sequence[int] = (256,),
+        activation: Activation = "relu",
+        norm: Norm | None = None,
+        bias_init: float = 0.0,
+        tied_to: MLPEncoder | None = None,
+    ) -> None:
+        super().__init__()
+        self.out_shape = check_shape(out_shape, "out_shape")
+        sizes = [
+            check_size(latent_dim, "latent_dim"),
+            *(check_size(size, "hidden") for size in hidden),
+            math.prod(self.out_shape),
+        ]
+        linears: list[nn.Module]
+        if tied_to is None:
+            linears = [nn.Linear(a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True)]
+            for linear in linears[:-1]:
+                initialise(linear, activation, bias_init)
+            initialise(linears[-1])
+        else:
+            sources = tied_to.linears()[::-1]
+            theirs = [sources[0].out_features, *(source.in_features for source in sources)]
+            if theirs != sizes:
+                raise ValueError(f"tied_to: its mirror image has sizes {theirs}, but this decoder has {sizes}.")
+            linears = [TiedLinear(source) for source in sources]
+        layers: list[nn.Module] = []
+        for linear, size in zip(linears[:-1], sizes[1:-1], strict=True):
+            layers += [linear, *_norm(norm, size), make_activation(activation)]
+        self.layers = nn.Sequential(*layers, linears[-1])
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Decode to pre-activations."""
+        out: Tensor = self.layers(z)
+        return out.unflatten(1, self.out_shape)

@@ -1,0 +1,92 @@
+"""An encoder and the decoder that is its mirror image, in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lightning_ae.networks.conv import ConvDecoder, ConvEncoder
+from lightning_ae.networks.init import Activation
+from lightning_ae.networks.mlp import MLPDecoder, MLPEncoder, Norm
+from lightning_ae.networks.shapes import Shape
+
+
+def mlp_pair(
+    in_shape: Shape,
+    latent_dim: int,
+    hidden: Sequence[int] = (256,),
+    activation: Activation = "relu",
+    norm: Norm | None = None,
+    *,
+    out_shape: Shape | None = None,
+    latent_activation: Activation = "identity",
+    bias_init: float = 0.0,
+    tied: bool = False,
+) -> tuple[MLPEncoder, MLPDecoder]:
+    """Two perceptrons with mirrored hidden layers.
+
+    Args:
+        in_shape: shape of one example; a number is a flat vector.
+        latent_dim: size of the latent.
+        hidden: the encoder's hidden sizes; the decoder has them reversed.
+        activation: name of the hidden activation.
+        norm: ``"batch"``, ``"layer"`` or None.
+        out_shape: shape that the decoder gives, if it is not ``in_shape``: see ``loss.params_shape(in_shape)``.
+        latent_activation: name of an activation on the encoder's output.
+        bias_init: where the hidden biases start.
+        tied: whether the decoder uses the encoder's weights, transposed.
+
+    Returns:
+        The encoder, ``(B, *in_shape)`` to ``(B, latent_dim)``, and the decoder back to ``(B, *out_shape)``.
+
+    Raises:
+        ValueError: as :class:`MLPEncoder` and :class:`MLPDecoder`.
+
+    Example:
+        >>> encoder, decoder = mlp_pair(64, 3, hidden=(32, 16), tied=True)
+        >>> decoder.layers[0].weight is encoder.linears()[-1].weight
+        True
+    """
+    encoder = MLPEncoder(in_shape, latent_dim, hidden, activation, norm, latent_activation, bias_init)
+    out_shape = in_shape if out_shape is None else out_shape
+    tied_to = encoder if tied else None
+    return encoder, MLPDecoder(latent_dim, out_shape, tuple(hidden)[::-1], activation, norm, bias_init, tied_to)
+
+
+def conv_pair(
+    in_shape: Sequence[int],
+    latent_dim: int,
+    channels: Sequence[int] = (32, 64),
+    kernel_size: int = 3,
+    activation: Activation = "relu",
+    norm: Norm | None = None,
+    *,
+    out_shape: Sequence[int] | None = None,
+    bias_init: float = 0.0,
+) -> tuple[ConvEncoder, ConvDecoder]:
+    """Two convolutional networks with mirrored channels.
+
+    Args:
+        in_shape: ``(channels, *spatial)`` of one example.
+        latent_dim: size of the latent.
+        channels: the encoder's channels; the decoder has them reversed.
+        kernel_size: odd, at least 3.
+        activation: name of the activation.
+        norm: ``"batch"``, ``"layer"`` or None.
+        out_shape: shape that the decoder gives, if it is not ``in_shape``: see ``loss.params_shape(in_shape)``.
+        bias_init: where the hidden biases start.
+
+    Returns:
+        The encoder, ``(B, *in_shape)`` to ``(B, latent_dim)``, and the decoder back to ``(B, *out_shape)``.
+
+    Raises:
+        ValueError: as :class:`ConvEncoder` and :class:`ConvDecoder`.
+
+    Example:
+        >>> encoder, decoder = conv_pair((1, 28, 28), 16)
+        >>> decoder.out_shape
+        (1, 28, 28)
+    """
+    out_shape = in_shape if out_shape is None else out_shape
+    encoder = ConvEncoder(in_shape, latent_dim, channels, kernel_size, activation, norm, bias_init)
+    mirrored = tuple(channels)[::-1]
+    return encoder, ConvDecoder(latent_dim, out_shape, mirrored, kernel_size, activation, norm, bias_init)
