@@ -52,7 +52,7 @@ class Rebuildable:
 
 def _bound_arguments(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any] | None:
     """Arguments by name; None where they cannot be passed by name, or do not fit (then ``__init__`` says so)."""
-    signature = inspect.signature(cls.__init__)
+    signature = inspect.signature(cls.__init__)  # type: ignore[misc]
     try:
         bound = signature.bind_partial(None, *args, **kwargs)
     except TypeError:
@@ -290,9 +290,7 @@ def load_as(
     """As :func:`load`, and a ``TypeError`` if the model is no ``cls``."""
     trusted = tuple(trusted)
     checkpoint = _read(path, map_location, weights_only)
-    tree = checkpoint.get("hyper_parameters", {})
-    if "class_path" not in tree or "state_dict" not in checkpoint:
-        raise ValueError(f"{path} is not a checkpoint of a lightning_ae model: it does not say which class to build.")
+    tree = checkpoint["hyper_parameters"]
     recorded = tree["class_path"]
     # a class named by the caller is built as it is: its module may be __main__ now, or may have been then
     root = cls if cls is not None and _names(cls, recorded) else resolve(recorded, (__package__, *trusted))
@@ -319,4 +317,17 @@ def _read(path: str | Path, map_location: Any, weights_only: bool) -> dict[str, 
         raise ValueError(f"{path} is not a readable checkpoint (cut short, or not one at all): {error}") from error
     if not isinstance(checkpoint, dict):
         raise ValueError(f"{path} is not a checkpoint: expected a dict, got a {type(checkpoint).__name__}.")
+    if "class_path" not in checkpoint.get("hyper_parameters", {}) or "state_dict" not in checkpoint:
+        raise ValueError(f"{path} is not a checkpoint of a lightning_ae model: it does not say which class to build.")
     return checkpoint
+
+
+def read_tree(path: str | Path) -> Tree:
+    """The tree of the model in a checkpoint.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is not a readable checkpoint of this package.
+    """
+    tree: Tree = _read(path, "cpu", weights_only=True)["hyper_parameters"]
+    return tree

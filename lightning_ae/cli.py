@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import sys
+from argparse import ArgumentParser
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +14,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 import lightning_ae
 from lightning_ae.callbacks import PredictionWriter
+from lightning_ae.checkpoint import read_tree, resolve
 
 
 class AutoencoderCLI(LightningCLI):
@@ -25,14 +30,46 @@ class AutoencoderCLI(LightningCLI):
 
     def before_predict(self) -> None:
         """Send predictions to disk."""
-        if not any(isinstance(callback, PredictionWriter) for callback in self.trainer.callbacks):
-            folder = Path(self.trainer.default_root_dir) / "predictions"
-            self.trainer.callbacks.append(PredictionWriter(folder))
+        trainer: Any = self.trainer
+        if not any(isinstance(callback, PredictionWriter) for callback in trainer.callbacks):
+            trainer.callbacks.append(PredictionWriter(Path(trainer.default_root_dir) / "predictions"))
         self.config_init[self.subcommand]["return_predictions"] = False
 
 
-def main(args: Any = None) -> AutoencoderCLI:
-    """Run the command line; ``args`` as for LightningCLI, None for those of the process."""
+def with_model_of_checkpoint(args: Sequence[str]) -> list[str]:
+    """Add ``--model`` from the checkpoint where ``--ckpt_path`` is given and no model is.
+
+    Raises:
+        FileNotFoundError: if there is no such checkpoint.
+        ValueError: if it holds a class, or a part, that this package cannot build by itself.
+    """
+    peek = ArgumentParser(add_help=False, allow_abbrev=False)
+    peek.add_argument("--ckpt_path")
+    peek.add_argument("-c", "--config")
+    known, rest = peek.parse_known_args(args)
+    named = any(arg.startswith(("--model", "--print_config", "-h", "--help")) for arg in rest)
+    if known.ckpt_path is None or known.config is not None or named:
+        return list(args)
+    tree = read_tree(known.ckpt_path)
+    resolve(tree["class_path"], (lightning_ae.__name__,))
+    try:
+        text = json.dumps(tree)
+    except TypeError as error:
+        raise ValueError(f"{known.ckpt_path}: the model has tensors among its arguments; pass --model.") from error
+    return [*args, f"--model={text}"]
+
+
+def main(args: Sequence[str] | dict[str, Any] | None = None) -> AutoencoderCLI:
+    """Run the command line.
+
+    Args:
+        args: arguments in place of the process's, or a whole configuration as a dict.
+
+    Returns:
+        The finished run: its ``trainer``, ``model`` and ``datamodule``.
+    """
+    if not isinstance(args, dict):
+        args = with_model_of_checkpoint(sys.argv[1:] if args is None else args)
     return AutoencoderCLI(
         lightning_ae.Autoencoder,
         L.LightningDataModule,

@@ -188,9 +188,9 @@ def _one_layer(model: Autoencoder) -> tuple[nn.Linear, nn.Module] | None:
     """The layer and activation of an encoder that is no more than these."""
     if not isinstance(model.code, Identity):
         return None
-    if isinstance(model.encoder, LinearEncoder):
+    if type(model.encoder) is LinearEncoder:  # a subclass may compute something else
         return model.encoder, nn.Identity()
-    if isinstance(model.encoder, MLPEncoder) and len(model.encoder.linears()) == 1:
+    if type(model.encoder) is MLPEncoder and len(model.encoder.linears()) == 1:
         linear, *rest = model.encoder.layers
         return linear, nn.Sequential(*rest)
     return None

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import lightning as L
 import numpy as np
@@ -45,7 +46,7 @@ class PredictionWriter(BasePredictionWriter):
         {'reconstruction': (10, 4), 'score': (10,), 'z': (10, 2)}
     """
 
-    def __init__(self, folder: str | Path, format: Format = "npz", shard_size: int = 10_000) -> None:  # noqa: A002
+    def __init__(self, folder: str | Path, format: Format = "npz", shard_size: int = 10_000) -> None:
         super().__init__(write_interval="batch")
         if format not in ("npz", "safetensors"):
             raise ValueError(f"format: expected 'npz' or 'safetensors', got {format!r}.")
@@ -68,6 +69,9 @@ class PredictionWriter(BasePredictionWriter):
                 if path.suffix in (".npz", ".safetensors", ".part"):
                     path.unlink()
         trainer.strategy.barrier()
+        if hasattr(trainer.predict_dataloaders, "indices"):
+            # Lightning looks for indices in torch's own loader only; ours says them itself
+            warnings.filterwarnings("ignore", message="Couldn't infer the batch indices")
         self._pending, self._seen, self._shards = [], 0, 0
 
     def write_on_batch_end(
@@ -93,9 +97,7 @@ class PredictionWriter(BasePredictionWriter):
         if sum(len(part["index"]) for part in self._pending) >= self.shard_size:
             self._flush(trainer)
 
-    def _index(
-        self, trainer: L.Trainer, batch_indices: Sequence[int] | None, batch_idx: int, size: int
-    ) -> np.ndarray:
+    def _index(self, trainer: L.Trainer, batch_indices: Sequence[int] | None, batch_idx: int, size: int) -> np.ndarray:
         loader: Any = trainer.predict_dataloaders
         if hasattr(loader, "indices"):
             return _to_numpy(loader.indices(batch_idx))
@@ -116,7 +118,7 @@ class PredictionWriter(BasePredictionWriter):
         part = path.with_name(f"{path.name}.part")
         if self.format == "npz":
             with part.open("wb") as file:
-                np.savez(file, **shard)
+                np.savez(file, **cast("dict[str, Any]", shard))
         else:
             from safetensors.numpy import save_file
 

@@ -34,7 +34,8 @@ class Code(Rebuildable, nn.Module, ABC):
 
     def encode(self, h: Tensor) -> Tensor:
         """The deterministic latent of ``h`` (the posterior's mean, for a distribution)."""
-        return self(h).z
+        output: CodeOutput = self(h)
+        return output.z
 
     def weights(self) -> dict[str, float]:
         """Weight of each penalty in the objective, read at every step so that a schedule may change it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from typing import Any, Generic, TypeVar
 
@@ -111,7 +112,11 @@ class SplitDataModule(LightningDataModule, ABC, Generic[SplitT]):
 
     def val_dataloader(self) -> Any:
         """The validation batches, or ``[]``, with which Lightning skips validation."""
-        return self._loader("val") if "val" in self._load_once() else []
+        if "val" in self._load_once():
+            return self._loader("val")
+        # Lightning asks whether this is meant; it is
+        warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")
+        return []
 
     def test_dataloader(self) -> Loader:
         """The test batches.

@@ -59,8 +59,8 @@ class ImageFolderDataModule(SplitDataModule[list[Path]]):
     """The images under a folder, without labels: a batch is ``x``, float32 in ``[0, 1]``.
 
     If ``root/train`` exists, the splits are ``root/train``, ``root/val`` and ``root/test``, as far as they are there;
-    else all images under ``root`` are for training. Folders are searched recursively for the suffixes that torchvision's
-    own ``ImageFolder`` knows.
+    else all images under ``root`` are for training. Folders are searched recursively, for the suffixes that torchvision
+    takes for images.
 
     Args:
         root: the folder.
@@ -136,5 +136,7 @@ class ImageFolderDataModule(SplitDataModule[list[Path]]):
 def _images(folder: Path) -> list[Path]:
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS and path.is_file())
     if not paths:
-        raise FileNotFoundError(f"root: expected images ({', '.join(IMG_EXTENSIONS)}) under {folder.resolve()}, found none")
+        raise FileNotFoundError(
+            f"root: expected images ({', '.join(IMG_EXTENSIONS)}) under {folder.resolve()}, found none"
+        )
     return paths

@@ -141,7 +141,8 @@ class NegativeBinomialNLL(_CountLikelihood):
     def sample(self, params: Tensor, library: Tensor | None = None) -> Tensor:
         """Draw counts; with ``library_size`` pass the totals ``(B,)``, else they are one."""
         logits = self.log_mean(full_precision(params), library) - full_precision(self.log_inverse_dispersion)
-        return distributions.NegativeBinomial(self.inverse_dispersion, logits=logits).sample()
+        drawn: Tensor = distributions.NegativeBinomial(self.inverse_dispersion, logits=logits).sample()  # type: ignore[no-untyped-call]
+        return drawn
 
 
 class ZeroInflatedNegativeBinomialNLL(NegativeBinomialNLL):

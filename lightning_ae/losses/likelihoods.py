@@ -98,7 +98,7 @@ class GaussianNLL(_ScaledLikelihood):
 
     def sample(self, params: Tensor) -> Tensor:
         """Draw from the normal around the decoder's output."""
-        return distributions.Normal(full_precision(params), self.scale).sample()
+        return full_precision(params) + self.scale.detach() * torch.randn_like(full_precision(params))
 
 
 class LaplaceNLL(_ScaledLikelihood):
@@ -132,7 +132,8 @@ class LaplaceNLL(_ScaledLikelihood):
 
     def sample(self, params: Tensor) -> Tensor:
         """Draw from the Laplace distribution around the decoder's output."""
-        return distributions.Laplace(full_precision(params), self.scale).sample()
+        drawn: Tensor = distributions.Laplace(full_precision(params), self.scale).sample()
+        return drawn
 
 
 class _UnitInterval(Likelihood):
@@ -234,7 +235,8 @@ class ContinuousBernoulliNLL(_UnitInterval):
 
     def sample(self, params: Tensor) -> Tensor:
         """Draw numbers in [0, 1]."""
-        return distributions.ContinuousBernoulli(logits=full_precision(params)).sample()
+        drawn: Tensor = distributions.ContinuousBernoulli(logits=full_precision(params)).sample()  # type: ignore[no-untyped-call]
+        return drawn
 
 
 # Taylor coefficients in h²: ln(sinh h / h) / h² and its derivative / h; the first left out is below 1e-13 for h < ¼

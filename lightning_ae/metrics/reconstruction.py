@@ -13,16 +13,16 @@ from torchmetrics.image import (
 
 from lightning_ae.metrics.variance import FractionVarianceUnexplained
 
-# the Gaussian window of SSIM; five scales halve the image four times, and torchmetrics asks for more than that
+# the Gaussian window of SSIM; MS-SSIM halves the image four times and needs a window's width of what is left
 _WINDOW = 11
-_MULTI_SCALE_SIDE = (_WINDOW - 1) * 2**4
+_MULTI_SCALE_SIDE = _WINDOW * 2**4
 
 
 def reconstruction_metrics(event_shape: Sequence[int], data_range: float = 1.0) -> MetricCollection:
     """Metrics of ``(reconstruction, x)`` for data of one shape.
 
     Always ``mse`` and ``mae`` (means over all numbers) and ``fvu`` (:class:`FractionVarianceUnexplained`); for
-    images ``(1 or 3 channels, H, W)`` also ``psnr`` in dB, from 11×11 pixels on ``ssim``, and from 161×161 on
+    images ``(1 or 3 channels, H, W)`` also ``psnr`` in dB, from 11×11 pixels on ``ssim``, and from 176×176 on
     ``ms_ssim``. All are torchmetrics' own but ``fvu``.
 
     Args:
@@ -46,7 +46,7 @@ def reconstruction_metrics(event_shape: Sequence[int], data_range: float = 1.0) 
         metrics["psnr"] = PeakSignalNoiseRatio(data_range=data_range)
         if side >= _WINDOW:
             metrics["ssim"] = StructuralSimilarityIndexMeasure(data_range=data_range)
-        if side > _MULTI_SCALE_SIDE:
+        if side >= _MULTI_SCALE_SIDE:
             metrics["ms_ssim"] = MultiScaleStructuralSimilarityIndexMeasure(data_range=data_range)
     # each keeps its own state: the states are small, and grouping costs a second look at the first batch
     return MetricCollection(metrics, compute_groups=False)

@@ -157,10 +157,9 @@ class Autoencoder(Rebuildable, LoggedModule):
         A term of your own, added in :meth:`terms`, counts once you add it here.
         """
         total = terms["reconstruction"]
-        for name, weight in self.code.weights().items():
+        weights: dict[str, Any] = {name: penalty.weight for name, penalty in self.penalties.items()}
+        for name, weight in {**self.code.weights(), **weights}.items():
             total = total + weight * terms[name]
-        for name, penalty in self.penalties.items():
-            total = total + penalty.weight * terms[name]
         return total
 
     def get_input(self, batch: Any) -> Tensor:
@@ -186,7 +185,9 @@ class Autoencoder(Rebuildable, LoggedModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> STEP_OUTPUT:
         """``loss`` (with its graph), the detached ``output``, and the batch means of all ``terms``."""
-        return self._step(batch)
+        step = self._step(batch)
+        self._uncounted = (step["terms"], self.get_input(batch).shape[0])
+        return step
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> STEP_OUTPUT:
         """The same as in training."""
@@ -218,6 +219,7 @@ class Autoencoder(Rebuildable, LoggedModule):
     def on_fit_start(self) -> None:
         """Tell the penalties how many examples one epoch has, if the data say so."""
         for penalty in self.penalties.values():
+            assert isinstance(penalty, Penalty)
             penalty.on_fit_start(self)
 
     def check_first_batch(self, batch: Any) -> None:
@@ -232,7 +234,9 @@ class Autoencoder(Rebuildable, LoggedModule):
             raise ValueError(f"x: expected a batch (B, *event) with B > 0, got {tuple(x.shape)}.")
         bad = int((~x.isfinite()).sum())
         if bad:
-            raise ValueError(f"x: expected finite numbers, got {bad} NaN or infinite of {x.numel()} in the first batch.")
+            raise ValueError(
+                f"x: expected finite numbers, got {bad} NaN or infinite of {x.numel()} in the first batch."
+            )
         self.loss.check(x)
 
     # -- metrics ----------------------------------------------------------------------------------------------

@@ -63,4 +63,5 @@ class LinearAutoencoder(Autoencoder):
     def components(self) -> Tensor:
         """Orthonormal basis of the span of the decoder, ``(d, latent_dim)``; compare it with PCA's components."""
         assert isinstance(self.decoder, LinearDecoder)
-        return torch.linalg.qr(self.decoder.weight.detach()).Q
+        basis: Tensor = torch.linalg.qr(self.decoder.weight.detach()).Q
+        return basis

@@ -21,13 +21,15 @@ from lightning_ae.models.running import RunningMeans
 class LoggedModule(L.LightningModule):
     """A LightningModule whose steps return ``{"loss", "output", "terms"}`` and leave the logging to hooks.
 
-    ``terms`` are the batch means of what is logged. A subclass says where ``x`` is in a batch, checks the first one,
+    ``terms`` are the batch means of what is logged; a training step also leaves them in ``_uncounted``. A subclass says where ``x`` is in a batch, checks the first one,
     chooses the metrics, and makes the prediction they score.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._train_means = RunningMeans()
+        #: batch means and batch size of a training step that are not in ``_train_means`` yet
+        self._uncounted: tuple[dict[str, Tensor], int] | None = None
         self._eval_means: dict[int, RunningMeans] = {}
         self._eval_metrics: dict[int, MetricCollection] = {}
         self._resumed: dict[str, Any] | None = None
@@ -54,7 +56,14 @@ class LoggedModule(L.LightningModule):
 
     def _log(self, values: Mapping[str, Tensor], *, loss: str, on_epoch: bool) -> None:
         # already reduced; sync_dist at epoch ends only tells Lightning so
-        options = {"on_step": not on_epoch, "on_epoch": on_epoch, "sync_dist": on_epoch, "batch_size": 1}
+        # and the keys have the dataloader's index where there are several
+        options: Any = {
+            "on_step": not on_epoch,
+            "on_epoch": on_epoch,
+            "sync_dist": on_epoch,
+            "batch_size": 1,
+            "add_dataloader_idx": False,
+        }
         self.log_dict({name: value for name, value in values.items() if name != loss}, **options)
         if loss in values:
             self.log(loss, values[loss], prog_bar=True, **options)
@@ -70,18 +79,24 @@ class LoggedModule(L.LightningModule):
         """Start the epoch's means."""
         self._train_means.reset()
 
+    def _count_step(self) -> bool:
+        """Add the last training step to the means, unless that was done."""
+        if self._uncounted is None:
+            return False  # or a subclass with a training step of its own
+        self._train_means.update(*self._uncounted)
+        self._uncounted = None
+        return True
+
     def on_train_batch_end(self, outputs: STEP_OUTPUT, batch: Any, batch_idx: int) -> None:
         """Add the batch to the means; on log steps, log those since the last one."""
-        if not isinstance(outputs, Mapping) or "terms" not in outputs:
-            return  # a subclass with a training step of its own
-        self._train_means.update(outputs["terms"], self.get_input(batch).shape[0])
+        self._count_step()
         if self._is_log_step():
             means = self._train_means.recent(self._sum_over_ranks)
             self._log({f"train/{name}": value for name, value in means.items()}, loss="train/loss", on_epoch=False)
 
     def _is_log_step(self) -> bool:
         # asked as Lightning's own monitors ask; with accumulation only the batch that steps counts
-        trainer = self.trainer
+        trainer: Any = self.trainer
         if trainer.fit_loop._should_accumulate() and self.automatic_optimization:
             return False
         return bool(trainer._logger_connector.should_update_logs or trainer.fast_dev_run)
@@ -161,11 +176,13 @@ class LoggedModule(L.LightningModule):
         On one device only: the file is written by one rank, and the others' random states are not in it.
         """
         if self._trainer is not None and self._trainer.world_size == 1:
+            # ModelCheckpoint saves before on_train_batch_end of the module: what follows there has to be in the file
+            logs_next = self._count_step() and self._is_log_step()
             cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
             checkpoint["lightning_ae"] = {
                 "rng": torch.get_rng_state(),
                 "cuda_rng": cuda,
-                "train_means": self._train_means.state_dict(),
+                "train_means": self._train_means.state_dict(read=logs_next),
             }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -152,7 +152,7 @@ class ConvDecoder(Rebuildable, nn.Module):
         layers: list[nn.Module] = [first, nn.Unflatten(1, (channels[0], *sizes[0])), make_activation(activation)]
         ends = [*channels[1:], self.out_shape[0]]
         for i, (size_in, size_out) in enumerate(zip(channels, ends, strict=True)):
-            output_padding = tuple(1 - n % 2 for n in sizes[i + 1])
+            output_padding: Any = tuple(1 - n % 2 for n in sizes[i + 1])
             conv = _TRANSPOSED[dims](
                 size_in, size_out, kernel_size, stride=2, padding=kernel_size // 2, output_padding=output_padding
             )

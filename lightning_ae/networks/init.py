@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import nn
@@ -63,18 +63,18 @@ def initialise(layer: nn.Module, activation: Activation = "identity", bias: floa
         >>> round(layer.weight.std().item() * 1000**0.5, 1)  # √2
         1.4
     """
-    weight = layer.weight
+    weight, stride = layer.get_parameter("weight"), cast("tuple[int, ...]", getattr(layer, "stride", ()))
     kernel = weight[0, 0].numel()
     fan_out, fan_in = weight.shape[0] * kernel, weight.shape[1] * kernel
     if isinstance(layer, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
-        fan_in, fan_out = fan_out // math.prod(layer.stride), fan_in
+        fan_in, fan_out = fan_out // math.prod(stride), fan_in
     elif isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
-        fan_out //= math.prod(layer.stride)
+        fan_out //= math.prod(stride)
     if activation in _AVERAGED:
         std = nn.init.calculate_gain("tanh" if activation == "tanh" else "linear") * math.sqrt(2 / (fan_in + fan_out))
     else:
         std = nn.init.calculate_gain("leaky_relu" if activation == "leaky_relu" else "relu") / math.sqrt(fan_in)
     with torch.no_grad():
         weight.normal_(0.0, std)
-        if isinstance(layer.bias, torch.Tensor):
-            layer.bias.fill_(bias)
+        if layer.bias is not None:
+            layer.get_parameter("bias").fill_(bias)

@@ -121,10 +121,10 @@ class LinearDecoder(Rebuildable, nn.Module):
     @property
     def weight(self) -> Tensor:
         """:math:`D`, ``(d, k)``; its columns are the atoms."""
-        weight: Tensor = self.layer.weight
+        weight = self.layer.get_parameter("weight")
         return weight.t() if isinstance(self.layer, TiedLinear) else weight
 
     def forward(self, z: Tensor) -> Tensor:
         """Reconstruct."""
         out: Tensor = self.layer(z)
-        return out.unflatten(1, self.out_shape)
+        return out.reshape(-1, *self.out_shape)

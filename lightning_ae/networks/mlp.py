@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Literal
@@ -64,7 +65,7 @@ class MLPEncoder(Rebuildable, nn.Module):
         self.in_shape = check_shape(in_shape)
         sizes = [math.prod(self.in_shape), *(check_size(size, "hidden") for size in hidden)]
         layers: list[nn.Module] = []
-        for size_in, size_out in zip(sizes[:-1], sizes[1:], strict=True):
+        for size_in, size_out in itertools.pairwise(sizes):
             linear = nn.Linear(size_in, size_out)
             initialise(linear, activation, bias_init)
             layers += [linear, *_norm(norm, size_out), make_activation(activation)]
@@ -132,7 +133,7 @@ class MLPDecoder(Rebuildable, nn.Module):
         ]
         linears: list[nn.Module]
         if tied_to is None:
-            linears = [nn.Linear(a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True)]
+            linears = [nn.Linear(a, b) for a, b in itertools.pairwise(sizes)]
             for linear in linears[:-1]:
                 initialise(linear, activation, bias_init)
             initialise(linears[-1])
@@ -142,6 +143,8 @@ class MLPDecoder(Rebuildable, nn.Module):
             if theirs != sizes:
                 raise ValueError(f"tied_to: its mirror image has sizes {theirs}, but this decoder has {sizes}.")
             linears = [TiedLinear(source) for source in sources]
+            for linear in linears[:-1]:
+                nn.init.constant_(linear.get_parameter("bias"), bias_init)
         layers: list[nn.Module] = []
         for linear, size in zip(linears[:-1], sizes[1:-1], strict=True):
             layers += [linear, *_norm(norm, size), make_activation(activation)]
@@ -150,4 +153,4 @@ class MLPDecoder(Rebuildable, nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         """Decode to pre-activations."""
         out: Tensor = self.layers(z)
-        return out.unflatten(1, self.out_shape)
+        return out.reshape(-1, *self.out_shape)

@@ -1,0 +1,42 @@
+"""Shared by all tests."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+
+# two workers on two cores: a second thread in each would only wait
+torch.set_num_threads(1)
+# Lightning hands out tips at INFO
+logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    """The same random numbers in every test, in any order."""
+    L.seed_everything(0, verbose=False)
+
+
+@pytest.fixture
+def make_trainer(tmp_path) -> Callable[..., L.Trainer]:
+    """A quiet Trainer on the CPU that writes nowhere but to ``tmp_path``."""
+
+    def make(**options: Any) -> L.Trainer:
+        defaults: dict[str, Any] = {
+            "accelerator": "cpu",
+            "devices": 1,
+            "max_epochs": 1,
+            "logger": False,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "default_root_dir": tmp_path,
+        }
+        return L.Trainer(**{**defaults, **options})
+
+    return make

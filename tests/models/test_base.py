@@ -1,0 +1,425 @@
+"""The flow: one step for every variant, the same numbers whatever the batch size, and clear errors at the door."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import lightning as L
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import lightning_ae as ae
+from lightning_ae.codes import Code, CodeOutput
+
+
+class Shrink(Code):
+    """A code with a charge: half the latent, and its squared norm."""
+
+    def __init__(self, weight: float = 3.0):
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, h):
+        return CodeOutput(h / 2, {"norm": h.square().sum(1)})
+
+    def weights(self):
+        return {"norm": self.weight}
+
+
+class WithSGD(ae.MLPAutoencoder):
+    """Plain gradient descent, so that equal gradients give equal weights."""
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+
+
+def model(**kwargs):
+    return WithSGD(6, 2, hidden=(5,), activation="tanh", **kwargs)
+
+
+def data(n=64, **kwargs):
+    generator = torch.Generator().manual_seed(1)
+    kwargs = {"batch_size": 8, "val_fraction": 0.25, **kwargs}
+    return ae.TensorDataModule(torch.rand(n, 6, generator=generator), **kwargs)
+
+
+def weights(module):
+    return torch.cat([p.detach().flatten() for p in module.parameters()])
+
+
+# -- the flow ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_objective_is_the_weighted_sum_of_raw_terms():
+    m = ae.MLPAutoencoder(
+        6, 2, code=Shrink(3.0), penalties={"q": ae.OrthogonalityPenalty(0.5), "p": ae.WeightPrior(2.0, 4.0, 10)}
+    )
+    x = torch.rand(4, 6)
+    output = m(x)
+    terms = m.terms(x, output)
+    h = m.encoder(x)
+    torch.testing.assert_close(output.z, h / 2)
+    torch.testing.assert_close(terms["norm"], h.square().sum(1))
+    reconstruction = (m.decoder(h / 2) - x).square().sum(1)
+    expected = reconstruction + 3.0 * h.square().sum(1) + 0.5 * terms["q"] + 0.5 * terms["p"]
+    torch.testing.assert_close(m.objective(terms), expected)
+    assert m.objective(terms).shape == (4,)
+
+
+def test_weights_are_read_at_every_step():
+    m = ae.MLPAutoencoder(6, 2, code=Shrink(1.0), penalties={"q": ae.OrthogonalityPenalty(1.0)})
+    terms = m.terms(torch.rand(4, 6), m(torch.rand(4, 6)))
+    m.code.weight = 0.0
+    m.penalties["q"].weight = 0.0
+    torch.testing.assert_close(m.objective(terms), terms["reconstruction"])
+
+
+def test_encode_decode_and_reconstruct_agree_with_the_forward_pass():
+    m = ae.ConvAutoencoder((1, 5, 4), 3, loss=ae.BernoulliNLL()).eval()
+    x = torch.rand(2, 1, 5, 4)
+    output = m(x)
+    torch.testing.assert_close(m.encode(x), output.z)
+    torch.testing.assert_close(m.decode(output.z), output.params.sigmoid())
+    torch.testing.assert_close(m.reconstruct(x), output.params.sigmoid())
+
+
+@pytest.mark.parametrize("wrap", [lambda x: x, lambda x: (x, 1), lambda x: [x], lambda x: {"x": x, "y": 0}])
+def test_a_batch_is_a_tensor_a_tuple_or_a_dict(wrap):
+    x = torch.rand(4, 6)
+    assert model().get_input(wrap(x)) is x
+
+
+def test_a_dict_may_have_another_key():
+    x = torch.rand(4, 6)
+    assert model(batch_key="image").get_input({"image": x}) is x
+    with pytest.raises(ValueError, match=r"batch_key: the batch has no 'x', only \['image'\]"):
+        model().get_input({"image": x})
+    with pytest.raises(TypeError, match="got str"):
+        model().get_input("image")
+
+
+def test_the_step_gives_detached_outputs_for_callbacks():
+    step = model(code=Shrink()).training_step(torch.rand(4, 6), 0)
+    assert step["loss"].requires_grad
+    tensors = [step["output"].z, step["output"].params, step["output"].penalties["norm"], *step["terms"].values()]
+    assert not any(tensor.requires_grad for tensor in tensors)
+    assert list(step["terms"]) == ["loss", "reconstruction", "norm"]
+
+
+def test_prediction_gives_latent_reconstruction_and_score(make_trainer):
+    m, d = model(), data(val_fraction=0.0)
+    batches = make_trainer().predict(m, d)
+    x = torch.cat(list(d.predict_dataloader()))
+    torch.testing.assert_close(torch.cat([b["z"] for b in batches]), m.encode(x))
+    reconstruction = torch.cat([b["reconstruction"] for b in batches])
+    torch.testing.assert_close(reconstruction, m.reconstruct(x))
+    torch.testing.assert_close(torch.cat([b["score"] for b in batches]), (reconstruction - x).square().sum(1))
+
+
+# -- same numbers everywhere ------------------------------------------------------------------------------------------
+
+
+def fit(make_trainer, m, d, **options):
+    make_trainer(**options).fit(m, d)
+    return weights(m)
+
+
+def test_accumulation_trains_as_one_large_batch_does(make_trainer):
+    start = model().state_dict()
+    whole, split = model(), model()
+    whole.load_state_dict(start)
+    split.load_state_dict(start)
+    a = fit(make_trainer, whole, data(batch_size=16), max_epochs=3)
+    b = fit(make_trainer, split, data(batch_size=4), max_epochs=3, accumulate_grad_batches=4)
+    torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 48])
+def test_validation_does_not_depend_on_the_batch_size(batch_size, make_trainer):
+    m = model(penalties={"q": ae.OrthogonalityPenalty()})
+    (expected,) = make_trainer().validate(m, data(batch_size=16), verbose=False)
+    (got,) = make_trainer().validate(m, data(batch_size=batch_size), verbose=False)
+    assert got == pytest.approx(expected, rel=1e-5)
+    x = torch.cat(list(data().val_dataloader() or []))
+    error = (m.reconstruct(x) - x).square()
+    assert got["val/reconstruction"] == pytest.approx(error.sum(1).mean().item(), rel=1e-5)
+    assert got["val/mse"] == pytest.approx(error.mean().item(), rel=1e-5)
+    assert got["val/loss"] == pytest.approx(got["val/reconstruction"] + got["val/q"], rel=1e-5)
+
+
+def test_mixed_precision_computes_the_loss_in_full(make_trainer):
+    dtypes = {}
+
+    class Probe(L.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            dtypes["params"] = outputs["output"].params.dtype
+            dtypes["loss"] = outputs["terms"]["loss"].dtype
+
+    make_trainer(precision="bf16-mixed", callbacks=Probe(), fast_dev_run=1).fit(model(), data())
+    assert dtypes == {"params": torch.bfloat16, "loss": torch.float32}
+
+
+class _Ranks(L.Callback):
+    """Writes what rank 0 saw."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def on_fit_end(self, trainer, pl_module):
+        if trainer.is_global_zero:
+            metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+            torch.save({"weights": weights(pl_module), "metrics": metrics}, self.path)
+
+
+@pytest.mark.slow
+def test_two_ranks_train_and_log_as_one_does(make_trainer, tmp_path):
+    """Also ragged: 45 training examples in batches of 8, and 15 in validation, over two gloo processes."""
+    start = model().state_dict()
+    seen = {}
+    for ranks, batch_size in ((1, 10), (2, 5)):
+        m = model(penalties={"prior": ae.WeightPrior(0.5, 10.0)})
+        m.load_state_dict(start, strict=False)
+        options = {"strategy": "ddp_spawn"} if ranks > 1 else {}
+        trainer = make_trainer(
+            devices=ranks, max_epochs=2, log_every_n_steps=2, callbacks=_Ranks(tmp_path / f"{ranks}.pt"), **options
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the spawned processes' own, and Lightning's on spawn
+            trainer.fit(m, data(n=54, batch_size=batch_size, val_fraction=14 / 54))
+        seen[ranks] = torch.load(tmp_path / f"{ranks}.pt")
+    torch.testing.assert_close(seen[2]["weights"], seen[1]["weights"])
+    assert seen[2]["metrics"] == pytest.approx(seen[1]["metrics"], rel=1e-5)
+    assert {"val/loss", "val/fvu", "train/prior", "train/loss_epoch"} <= set(seen[1]["metrics"])
+
+
+# -- logging ----------------------------------------------------------------------------------------------------------
+
+
+class Recorder(L.Callback):
+    """Every batch's loss, and what the logger was given."""
+
+    def __init__(self):
+        self.losses, self.sizes, self.logged = [], [], {}
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.losses.append(float(outputs["terms"]["loss"]))
+        self.sizes.append(len(batch))
+
+
+class MemoryLogger(L.pytorch.loggers.logger.DummyLogger):
+    def __init__(self):
+        super().__init__()
+        self.rows = []
+
+    def log_metrics(self, metrics, step=None):
+        self.rows.append((step, dict(metrics)))
+
+
+def mean(losses, sizes):
+    return sum(a * b for a, b in zip(losses, sizes, strict=True)) / sum(sizes)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_logged_step_is_the_mean_since_the_last_one_and_an_epoch_that_of_all(accumulate, make_trainer):
+    recorder, logger = Recorder(), MemoryLogger()
+    trainer = make_trainer(
+        callbacks=recorder, logger=logger, log_every_n_steps=2, accumulate_grad_batches=accumulate, max_epochs=1
+    )
+    trainer.fit(model(), data(n=80, batch_size=7, val_fraction=0.0))  # 11 full batches and one of 3
+    rows = [row["train/loss"] for _, row in logger.rows if "train/loss" in row]
+    width = 2 * accumulate
+    for i, row in enumerate(rows):
+        window = slice(i * width, (i + 1) * width)
+        assert row == pytest.approx(mean(recorder.losses[window], recorder.sizes[window]), rel=1e-5)
+    assert len(rows) == 12 // width
+    assert trainer.callback_metrics["train/loss_epoch"].item() == pytest.approx(
+        mean(recorder.losses, recorder.sizes), rel=1e-5
+    )
+
+
+def test_every_term_is_logged_raw_in_every_stage(make_trainer):
+    m = model(code=Shrink(), penalties={"q": ae.OrthogonalityPenalty(0.5)})
+    trainer = make_trainer(log_every_n_steps=1)
+    trainer.fit(m, data())
+    names = set(trainer.callback_metrics)
+    for term in ("loss", "reconstruction", "norm", "q"):
+        assert {f"train/{term}", f"train/{term}_epoch", f"val/{term}"} <= names
+    assert {"val/mse", "val/mae", "val/fvu"} <= names
+    got = {name: trainer.callback_metrics[f"val/{name}"].item() for name in ("loss", "reconstruction", "norm", "q")}
+    assert got["loss"] == pytest.approx(got["reconstruction"] + 3.0 * got["norm"] + 0.5 * got["q"], rel=1e-5)
+
+
+def test_several_validation_sets_are_kept_apart(make_trainer):
+    m, one, two = model(), torch.rand(8, 6), torch.rand(8, 6) + 1
+    loaders = [torch.utils.data.DataLoader(x, batch_size=4) for x in (one, two)]
+    results = make_trainer().validate(m, loaders, verbose=False)
+    for i, x in enumerate((one, two)):
+        expected = m.terms(x, m(x))["reconstruction"].mean().item()
+        assert results[i][f"val/reconstruction/dataloader_idx_{i}"] == pytest.approx(expected, rel=1e-5)
+
+
+class _NoReadback(TorchDispatchMode):
+    """Fails on any operation that would make the host wait for a device."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = str(func)
+        assert "_local_scalar_dense" not in name
+        assert "nonzero" not in name
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_training_step_reads_nothing_back_off_log_steps(make_trainer):
+    class Watch(L.Callback):
+        steps = 0
+
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if batch_idx == 2:  # after the first batch's check, before the first log step
+                self.mode = _NoReadback()
+                self.mode.__enter__()
+
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+            if trainer.global_step == 2:  # the optimizer is torch's
+                self.mode.__exit__(None, None, None)
+                Watch.steps += 1
+
+    m = model(code=Shrink(), penalties={"q": ae.OrthogonalityPenalty(), "j": ae.JacobianPenalty()})
+    make_trainer(callbacks=Watch(), log_every_n_steps=50).fit(m, data())
+    assert Watch.steps == 1
+    with _NoReadback():
+        means = m._train_means
+        step = m.training_step(torch.rand(4, 6), 0)
+        means.update(step["terms"], 4)
+
+
+# -- resuming ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("every", [3, 6, 9])
+def test_a_resumed_run_equals_an_uninterrupted_one(every, make_trainer, tmp_path):
+    """Weights bit by bit and logged means, with random corruption, shuffling and a checkpoint amid an epoch."""
+
+    def build():
+        return ae.DenoisingAutoencoder(6, 2, hidden=(5,), corruption=ae.GaussianNoise(0.3), lr=0.01)
+
+    start = build().state_dict()
+    saver = L.pytorch.callbacks.ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=every, save_top_k=-1)
+    writes = {"callbacks": saver, "enable_checkpointing": True}
+    whole = build()
+    whole.load_state_dict(start)
+    trainer = make_trainer(max_epochs=3, **writes)
+    trainer.fit(whole, data())
+    resumed = build()
+    again = make_trainer(max_epochs=3, **writes)
+    again.fit(resumed, data(), ckpt_path=tmp_path / f"step={every}.ckpt")
+    assert again.global_step == trainer.global_step == 18
+    assert torch.equal(weights(resumed), weights(whole))
+    for name in ("train/loss_epoch", "val/loss"):
+        assert torch.equal(again.callback_metrics[name], trainer.callback_metrics[name])
+
+
+def test_an_interrupted_epoch_logs_on_as_if_it_was_not(make_trainer, tmp_path):
+    saver = L.pytorch.callbacks.ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=3, save_top_k=-1)
+    start = model().state_dict()
+    rows = []
+    for checkpoint in (None, tmp_path / "step=3.ckpt"):
+        logger, m = MemoryLogger(), model()
+        m.load_state_dict(start)
+        options = {"log_every_n_steps": 3, "logger": logger, "enable_checkpointing": True}
+        make_trainer(callbacks=saver, **options).fit(m, data(), ckpt_path=checkpoint)
+        rows.append([(step, row) for step, row in logger.rows if step > 2 and "epoch" in row])
+    assert rows[0] == rows[1]
+    assert {"train/loss", "train/loss_epoch", "val/loss"} <= {name for _, row in rows[0] for name in row}
+
+
+# -- compile, copy ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: ae.LinearAutoencoder((1, 6, 6), 2),
+        lambda: ae.ConvAutoencoder((1, 6, 6), 2, loss=ae.ContinuousBernoulliNLL()),
+        lambda: ae.DenoisingAutoencoder((1, 6, 6), 2, loss=ae.LaplaceNLL(learn_scale=True)),
+        lambda: ae.ContractiveAutoencoder((1, 6, 6), 2, loss=ae.BernoulliNLL()),
+        lambda: ae.ContractiveAutoencoder((1, 6, 6), 2, hidden=(4,), loss=ae.GaussianNLL()),
+        lambda: ae.MLPAutoencoder((1, 6, 6), 2, penalties={"p": ae.WeightPrior(num_examples=5)}),
+        lambda: ae.MLPAutoencoder((1, 6, 6), 2, loss=ae.ZeroInflatedNegativeBinomialNLL(6, library_size=True)),
+    ],
+)
+def test_a_step_compiles_without_a_graph_break(build):
+    m = build()
+    x = torch.rand(4, 1, 6, 6).round()
+    eager = m.eval().training_step(x, 0)["terms"]
+    compiled = torch.compile(m.training_step, fullgraph=True, backend="aot_eager")(x, 0)
+    for name, value in eager.items():
+        torch.testing.assert_close(compiled["terms"][name], value)
+    compiled["loss"].backward()
+    gradient = weights_gradient(m)
+    m.zero_grad()
+    m.training_step(x, 0)["loss"].backward()
+    torch.testing.assert_close(gradient, weights_gradient(m))
+
+
+def weights_gradient(m):
+    return torch.cat([p.grad.flatten() for p in m.parameters() if p.grad is not None])
+
+
+# -- errors at the door -----------------------------------------------------------------------------------------------
+
+
+def test_nan_in_the_first_batch_is_an_error(make_trainer):
+    x = torch.rand(8, 6)
+    x[3, 2] = math.nan
+    with pytest.raises(ValueError, match=r"x: expected finite numbers, got 1 NaN or infinite of 48"):
+        make_trainer().fit(model(), ae.TensorDataModule(x, batch_size=8, val_fraction=0.0))
+
+
+@pytest.mark.parametrize("stage", ["fit", "validate", "predict"])
+def test_targets_outside_the_support_are_an_error_in_every_stage(stage, make_trainer):
+    m = model(loss=ae.BernoulliNLL())
+    d = ae.TensorDataModule(torch.rand(8, 6) * 255, val=torch.rand(8, 6) * 255, batch_size=8)
+    with pytest.raises(ValueError, match=r"BernoulliNLL: targets must lie in \[0, 1\], got values from .* to 2"):
+        getattr(make_trainer(), stage)(m, d)
+
+
+@pytest.mark.parametrize(
+    ("x", "error", "message"),
+    [
+        (torch.rand(8, 7), ValueError, r"MLPEncoder: expected a batch \(B, 6\), got \(4, 7\)"),
+        (torch.ones(8, 6, dtype=torch.int64), TypeError, "expected floating-point data, got torch.int64"),
+        (torch.rand(8), ValueError, r"expected a batch \(B, \*event\) with B > 0, got \(4,\)"),
+    ],
+)
+def test_data_of_another_shape_or_type_is_an_error(x, error, message, make_trainer):
+    with pytest.raises(error, match=message):
+        make_trainer().fit(model(), torch.utils.data.DataLoader(x, batch_size=4))
+
+
+def test_a_decoder_of_another_shape_is_an_error():
+    m = ae.Autoencoder(ae.LinearEncoder(6, 2), ae.LinearDecoder(2, 5))
+    x = torch.rand(3, 6)
+    with pytest.raises(ValueError, match=r"SquaredError: for targets of shape \(3, 6\) the decoder must give \(3, 6\)"):
+        m.terms(x, m(x))
+
+
+def test_a_decoder_that_ends_in_the_losss_activation_is_warned_of():
+    decoder = nn.Sequential(nn.Linear(2, 6), nn.Sigmoid())
+    with pytest.warns(UserWarning, match="ends in Sigmoid, and BernoulliNLL applies sigmoid to its output once more"):
+        ae.Autoencoder(nn.Linear(6, 2), decoder, ae.BernoulliNLL())
+    ae.Autoencoder(nn.Linear(6, 2), decoder)  # squared error applies none: nothing to say
+
+
+@pytest.mark.parametrize("name", ["loss", "reconstruction", "norm"])
+def test_two_terms_of_one_name_are_an_error(name):
+    with pytest.raises(ValueError, match=f"penalties: \\['{name}'\\] is the name of another term"):
+        model(code=Shrink(), penalties={name: ae.OrthogonalityPenalty()})
+
+
+@pytest.mark.parametrize("build", [ae.LinearAutoencoder, ae.MLPAutoencoder, ae.DenoisingAutoencoder])
+@pytest.mark.parametrize("size", [0, -1, 1.5])
+def test_a_latent_without_dimensions_is_an_error(build, size):
+    with pytest.raises(ValueError, match="latent_dim: expected a positive whole number"):
+        build(6, size)

@@ -1,0 +1,188 @@
+"""Checkpoints rebuild models by themselves, run no code, and say what is wrong with a bad one."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+
+import lightning as L
+import pytest
+import torch
+from torch import nn
+
+import lightning_ae as ae
+from lightning_ae.checkpoint import describe, rebuild
+
+
+def halve(x: torch.Tensor) -> torch.Tensor:
+    return x / 2
+
+
+class Smooth(ae.Autoencoder):
+    """A user's subclass with arguments of its own."""
+
+    def __init__(self, width: int, rate: float = 0.5):
+        super().__init__(*ae.mlp_pair(6, 2, hidden=(width,)), ae.GaussianNLL(learn_scale=True), lr=rate)
+
+
+def _linear(**kwargs):
+    encoder = ae.LinearEncoder(6, 2)
+    return ae.Autoencoder(encoder, ae.LinearDecoder(2, 6, tied_to=encoder), **kwargs)
+
+
+MODELS = {
+    "linear": lambda: ae.LinearAutoencoder(6, 2, tied=False),
+    "tied": lambda: ae.LinearAutoencoder(6, 2),
+    "tied by hand": _linear,
+    "mlp": lambda: ae.MLPAutoencoder((2, 3), 2, hidden=[5, 4], activation="tanh", norm="batch", tied=True),
+    "conv": lambda: ae.ConvAutoencoder((1, 5, 7), 2, channels=(3,), loss=ae.BernoulliNLL()),
+    "denoising": lambda: ae.DenoisingAutoencoder(6, 2, corruption=ae.SaltAndPepper(0.1, high=2.0)),
+    "contractive": lambda: ae.ContractiveAutoencoder(6, 2, penalties={"prior": ae.WeightPrior(num_examples=9)}),
+    "counts": lambda: ae.MLPAutoencoder(6, 2, loss=ae.ZeroInflatedNegativeBinomialNLL(6, library_size=True)),
+    "physics": lambda: ae.LinearAutoencoder(
+        6, 2, penalties={"mass": ae.ConstraintPenalty(ae.Total(), conserve=True), "q": ae.OrthogonalityPenalty(0.1)}
+    ),
+    "subclass": lambda: Smooth(3, rate=0.1),
+}
+
+
+def save(model: L.LightningModule, path) -> str:
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+                        enable_model_summary=False)  # fmt: skip
+    trainer.strategy.connect(model)
+    trainer.save_checkpoint(path)
+    return str(path)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_is_rebuilt_with_its_class_arguments_and_weights(name, tmp_path):
+    model = MODELS[name]()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter)
+    trusted = [__name__] if name == "subclass" else []
+    again = ae.load(save(model, tmp_path / "m.ckpt"), trusted=trusted)
+    assert type(again) is type(model)
+    assert dict(again.hparams) == dict(model.hparams)
+    assert again.lr == model.lr
+    for (key, value), (other_key, other) in zip(model.state_dict().items(), again.state_dict().items(), strict=True):
+        assert key == other_key
+        assert torch.equal(value, other) if isinstance(value, torch.Tensor) else value == other
+    x = torch.rand(3, *((1, 5, 7) if name == "conv" else (2, 3) if name == "mlp" else (6,)))
+    assert torch.equal(model.eval().reconstruct(x), again.eval().reconstruct(x))
+    assert sum(p.numel() for p in model.parameters()) == sum(p.numel() for p in again.parameters())
+
+
+def test_a_tied_weight_is_still_one_parameter(tmp_path):
+    again = ae.load(save(_linear(), tmp_path / "m.ckpt"))
+    assert again.decoder.layer.weight is again.encoder.weight
+
+
+def test_load_from_checkpoint_gives_the_class_it_is_called_on(tmp_path):
+    path = save(Smooth(3), tmp_path / "m.ckpt")
+    assert type(Smooth.load_from_checkpoint(path)) is Smooth
+    assert Smooth.load_from_checkpoint(path, rate=0.25).lr == 0.25
+
+
+def test_a_base_class_loads_its_subclasses(tmp_path):
+    path = save(ae.DenoisingAutoencoder(6, 2), tmp_path / "m.ckpt")
+    assert type(ae.MLPAutoencoder.load_from_checkpoint(path)) is ae.DenoisingAutoencoder
+
+
+def test_loading_into_the_wrong_class_is_an_error(tmp_path):
+    path = save(ae.LinearAutoencoder(6, 2), tmp_path / "m.ckpt")
+    with pytest.raises(TypeError, match=r"holds a lightning_ae.LinearAutoencoder, not a lightning_ae.MLPAutoencoder"):
+        ae.MLPAutoencoder.load_from_checkpoint(path)
+
+
+def test_a_users_class_needs_trust(tmp_path):
+    path = save(Smooth(3), tmp_path / "m.ckpt")
+    with pytest.raises(ValueError, match=r"asks for .*Smooth, which is not part of lightning_ae.*trusted="):
+        ae.load(path)
+
+
+def test_a_users_module_is_passed_again_and_the_message_says_which(tmp_path):
+    model = ae.Autoencoder(
+        nn.Linear(6, 2), ae.LinearDecoder(2, 6), penalties={"law": ae.ConstraintPenalty(halve, weight=2.0)}
+    )
+    path = save(model, tmp_path / "m.ckpt")
+    with pytest.raises(ValueError, match=r"encoder \(a torch.*Linear\), penalties.law.residual \(a halve\)"):
+        ae.load(path)
+    again = ae.load(path, encoder=nn.Linear(6, 2), **{"penalties.law.residual": halve})
+    x = torch.rand(2, 6)
+    assert torch.equal(again.reconstruct(x), model.reconstruct(x))
+    assert again.penalties["law"].weight == 2.0
+
+
+def test_a_name_that_the_model_does_not_have_is_an_error(tmp_path):
+    path = save(_linear(), tmp_path / "m.ckpt")
+    with pytest.raises(ValueError, match=r"no part at \['penalties.nothing'\]"):
+        ae.load(path, **{"penalties.nothing": 1})
+
+
+def test_a_checkpoint_may_not_name_any_callable():
+    for path in ("os.system", "lightning_ae.checkpoint.load", "lightning_ae.models.base.torch.load"):
+        with pytest.raises(ValueError, match="asks for"):
+            rebuild({"class_path": path, "init_args": {}})
+
+
+def test_a_pickle_of_code_is_refused_and_not_run(tmp_path):
+    marker = tmp_path / "ran"
+
+    class Payload:
+        def __reduce__(self):
+            return (open, (str(marker), "w"))
+
+    path = tmp_path / "evil.ckpt"
+    with path.open("wb") as file:
+        pickle.dump({"hyper_parameters": Payload(), "state_dict": {}}, file, protocol=2)
+    with pytest.raises(ValueError, match="not a readable checkpoint"):
+        ae.load(path)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("keep", [0, 100, 0.5, 0.99])
+def test_a_truncated_checkpoint_is_an_error_that_says_so(keep, tmp_path):
+    path = tmp_path / "m.ckpt"
+    save(_linear(), path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(keep * len(whole)) if keep < 1 else keep])
+    with pytest.raises(ValueError, match=r"m.ckpt is not a readable checkpoint \(cut short"):
+        ae.load(path)
+
+
+def test_a_missing_file_and_a_foreign_checkpoint_are_errors(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.ckpt"):
+        ae.load(tmp_path / "nowhere.ckpt")
+    torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
+    with pytest.raises(ValueError, match="not a checkpoint of a lightning_ae model"):
+        ae.load(tmp_path / "other.ckpt")
+
+
+def test_describe_keeps_data_only():
+
+    class Part(ae.Rebuildable):
+        def __init__(self, *args, **kwargs):
+            pass
+
+    assert describe(Part(a=(1, 2), b=torch.ones(1)))["init_args"]["a"] == (1, 2)
+    assert "not_recorded" in describe(Part(1))
+
+
+def test_a_checkpoint_of_a_script_loads_in_another_process(tmp_path):
+    """Classes of ``__main__`` have another path when they are imported: naming the class is enough."""
+    script = tmp_path / "project.py"
+    script.write_text(
+        "import sys, lightning as L, lightning_ae as ae\n"
+        "class Mine(ae.Autoencoder):\n"
+        "    def __init__(self, width=3):\n"
+        "        super().__init__(*ae.mlp_pair(6, 2, hidden=(width,)))\n"
+        "if __name__ == '__main__':\n"
+        "    t = L.Trainer(accelerator='cpu', logger=False, enable_checkpointing=False)\n"
+        "    t.strategy.connect(Mine(4)); t.save_checkpoint(sys.argv[1])\n"
+    )
+    path = tmp_path / "m.ckpt"
+    subprocess.run([sys.executable, script, path], check=True, capture_output=True)
+    load = f"import project; print(project.Mine.load_from_checkpoint({str(path)!r}).encoder.linears()[0].out_features)"
+    done = subprocess.run([sys.executable, "-c", load], cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "4"
