@@ -303,7 +303,7 @@ def load_as(
 
 
 def _names(cls: type, recorded: str) -> bool:
-    module, _, name = recorded.rpartition(".")
+    module = recorded.rpartition(".")[0]
     same_module = module == cls.__module__ or "__main__" in (module, cls.__module__)
     return recorded == class_path(cls) or (same_module and recorded.endswith(f".{cls.__qualname__}"))
 

@@ -68,8 +68,10 @@ def main(args: Sequence[str] | dict[str, Any] | None = None) -> AutoencoderCLI:
     Returns:
         The finished run: its ``trainer``, ``model`` and ``datamodule``.
     """
-    if not isinstance(args, dict):
-        args = with_model_of_checkpoint(sys.argv[1:] if args is None else args)
+    if args is None:
+        sys.argv[1:] = with_model_of_checkpoint(sys.argv[1:])
+    elif not isinstance(args, dict):
+        args = with_model_of_checkpoint(args)
     return AutoencoderCLI(
         lightning_ae.Autoencoder,
         L.LightningDataModule,

@@ -57,7 +57,7 @@ class PoissonNLL(_CountLikelihood):
 
 
 class NegativeBinomialNLL(_CountLikelihood):
-    r"""Negative binomial with mean :math:`\mu` and inverse dispersion :math:`\theta`: variance :math:`\mu + \mu^2/\theta`.
+    r"""Negative binomial with mean :math:`\mu`, inverse dispersion :math:`\theta`, variance :math:`\mu+\mu^2/\theta`.
 
     .. math:: -\ln p(x) = \ln\Gamma(\theta) + \ln x! - \ln\Gamma(x + \theta)
               + \theta \ln\tfrac{\theta + \mu}{\theta} + x \ln\tfrac{\theta + \mu}{\mu}

@@ -153,7 +153,7 @@ class _UnitInterval(Likelihood):
 
 
 class BernoulliNLL(_UnitInterval):
-    r"""Bernoulli likelihood on logits: :math:`-\sum x \ln \hat x + (1 - x)\ln(1 - \hat x)` nats, :math:`\hat x = \sigma(a)`.
+    r"""Bernoulli likelihood on logits: :math:`-\sum x\ln\hat x + (1-x)\ln(1-\hat x)` nats, :math:`\hat x=\sigma(a)`.
 
     Sigmoid and logarithm cancel: the gradient is :math:`\partial L / \partial a = \hat x - x`, as large as the
     error however saturated the output is. Soft targets in [0, 1] are allowed; the loss is then the cross-entropy

@@ -21,8 +21,8 @@ from lightning_ae.models.running import RunningMeans
 class LoggedModule(L.LightningModule):
     """A LightningModule whose steps return ``{"loss", "output", "terms"}`` and leave the logging to hooks.
 
-    ``terms`` are the batch means of what is logged; a training step also leaves them in ``_uncounted``. A subclass says where ``x`` is in a batch, checks the first one,
-    chooses the metrics, and makes the prediction they score.
+    ``terms`` are the batch means of what is logged; a training step also leaves them in ``_uncounted``. A subclass
+    says where ``x`` is in a batch, checks the first one, chooses the metrics, and makes the prediction they score.
     """
 
     def __init__(self) -> None:

@@ -2,6 +2,7 @@ import multiprocessing
 
 import pytest
 import torch
+from lightning.pytorch.utilities.combined_loader import _shutdown_workers_and_reset_iterator
 
 from lightning_ae.data import EpochOrder, FileLoader
 
@@ -28,6 +29,16 @@ def test_workers_live_across_epochs_and_broken_off_passes():
         assert all(batch[:, 1].all() for batch in batches)
     assert {process.pid for process in multiprocessing.active_children()} == workers
     assert len(workers) == 2
+
+
+def test_the_loader_reads_on_after_lightning_has_shut_down_its_workers():
+    loader = FileLoader(Reader(), EpochOrder(8, 2, shuffle=False), num_workers=1)
+    before = set(multiprocessing.active_children())
+    list(loader)
+    assert len(set(multiprocessing.active_children()) - before) == 1
+    _shutdown_workers_and_reset_iterator(loader)
+    assert set(multiprocessing.active_children()) <= before
+    assert [batch[:, 0].tolist() for batch in loader] == [[0, 1], [2, 3], [4, 5], [6, 7]]
 
 
 def test_reading_ahead_does_not_move_the_place():

@@ -72,7 +72,7 @@ def test_labels_stay_with_their_examples():
 def test_processes_share_the_data(world_size):
     data = [attach(TensorDataModule(numbers(), batch_size=4), rank, world_size) for rank in range(world_size)]
     train = [list(each.train_dataloader()) for each in data]
-    assert len({len(batches) for batches in train}) == 1
+    assert len({tuple(len(batch) for batch in batches) for batches in train}) == 1
     everything = set(seen(batch for batches in train for batch in batches))
     validated = sorted(x for each in data for x in seen(each.val_dataloader()))
     assert len(validated) == 5

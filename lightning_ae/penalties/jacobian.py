@@ -1,0 +1,99 @@
+"""The contractive penalty: how fast the code moves with the input."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from lightning_ae.codes import Identity
+from lightning_ae.losses.base import full_precision
+from lightning_ae.networks import LinearEncoder, MLPEncoder
+from lightning_ae.penalties.base import Penalty
+
+if TYPE_CHECKING:
+    from lightning_ae.models.base import Autoencoder, AutoencoderOutput
+
+_BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
+
+
+class JacobianPenalty(Penalty):
+    r"""Contractive penalty :math:`\|\partial z / \partial x\|_F^2` of the deterministic encoder, at the clean data.
+
+    For a one-layer encoder :math:`z = \varphi(Wx + b)` in closed form, :math:`\sum_j \varphi'(a_j)^2 \|W_j\|^2`.
+    Otherwise exactly, by one vector-Jacobian product for each latent, vectorised; or with ``num_projections``
+    by Hutchinson's estimate :math:`E_v\|v^\top J\|^2`, :math:`v \sim N(0, I)`, which is unbiased and costs that many
+    products whatever the size of the latent.
+
+    Args:
+        weight: its weight in the objective.
+        num_projections: random projections per example; None computes it exactly.
+
+    Shapes:
+        the raw term: ``(B,)``, in units of z² / x².
+
+    Raises:
+        ValueError: if ``num_projections`` is not positive, or the encoder has batch normalisation, which
+            mixes the examples so that no example has a Jacobian of its own.
+
+    Source: Rifai et al. 2011, https://icml.cc/2011/papers/455_icmlpaper.pdf; Hutchinson 1990,
+    https://doi.org/10.1080/03610919008812866.
+
+    Example:
+        >>> from lightning_ae import LinearAutoencoder
+        >>> model = LinearAutoencoder(3, latent_dim=2)
+        >>> x = torch.zeros(1, 3)
+        >>> torch.allclose(JacobianPenalty()(x, model(x), model), model.encoder.weight.square().sum())
+        True
+    """
+
+    def __init__(self, weight: float = 0.1, num_projections: int | None = None) -> None:
+        super().__init__(weight)
+        if num_projections is not None and num_projections <= 0:
+            raise ValueError(f"num_projections: expected a positive number or None, got {num_projections}.")
+        self.num_projections = num_projections
+
+    def forward(self, x: Tensor, output: AutoencoderOutput, model: Autoencoder) -> Tensor:
+        """Squared Frobenius norm of each example's Jacobian."""
+        one_layer = _one_layer(model)
+        if one_layer is not None and self.num_projections is None:
+            return full_precision(_one_layer_norm(x, *one_layer))
+        if any(isinstance(module, _BATCH_NORMS) for module in model.encoder.modules()):
+            raise ValueError("JacobianPenalty: the encoder has batch normalisation; use norm='layer' or None.")
+        z, pull_back = _vjp(model.encode, x)
+        if self.num_projections is None:
+            size = z[0].numel()
+            vectors = torch.eye(size, dtype=z.dtype, device=z.device).view(size, 1, *z.shape[1:])
+            vectors = vectors.expand(size, *z.shape)
+        else:
+            vectors = torch.randn(self.num_projections, *z.shape, dtype=z.dtype, device=z.device)
+        (rows,) = torch.func.vmap(pull_back)(vectors)
+        norms = full_precision(rows).flatten(2).square().sum(2)
+        return norms.sum(0) if self.num_projections is None else norms.mean(0)
+
+
+def _one_layer(model: Autoencoder) -> tuple[nn.Linear, nn.Module] | None:
+    """The layer and activation of an encoder that is no more than these."""
+    if not isinstance(model.code, Identity):
+        return None
+    if type(model.encoder) is LinearEncoder:  # a subclass may compute something else
+        return model.encoder, nn.Identity()
+    if type(model.encoder) is MLPEncoder and len(model.encoder.linears()) == 1:
+        return model.encoder.linears()[0], model.encoder.layers[1:]
+    return None
+
+
+def _one_layer_norm(x: Tensor, linear: nn.Linear, activation: nn.Module) -> Tensor:
+    a = nn.functional.linear(x.flatten(1), linear.weight, linear.bias)
+    # elementwise, so the derivative is the product with a vector of ones
+    y, pull_back = _vjp(activation, a)
+    slope: Tensor = pull_back(torch.ones_like(y))[0]
+    return slope.square() @ linear.weight.square().sum(1).to(slope.dtype)
+
+
+def _vjp(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor]]]:
+    """``torch.func.vjp`` of one argument and one result."""
+    y, pull_back = torch.func.vjp(function, x)[:2]
+    return y, pull_back

@@ -1,0 +1,105 @@
+"""A prior on the weights: maximum a posteriori."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_ae.losses.base import full_precision
+from lightning_ae.penalties.base import Penalty
+
+if TYPE_CHECKING:
+    from lightning_ae.models.base import Autoencoder, AutoencoderOutput
+
+
+class WeightPrior(Penalty):
+    r"""A Gaussian prior on the weights: maximum a posteriori instead of maximum likelihood.
+
+    With noise :math:`x \mid W \sim N(\hat x, \sigma^2)` and prior :math:`W \sim N(0, \sigma_p^2)`, minus the log
+    posterior times :math:`2\sigma^2` is :math:`\sum_i \|x_i - \hat x_i\|^2 + \lambda\|W\|^2` with
+    :math:`\lambda = \sigma^2/\sigma_p^2`. A mean over batches estimates that sum divided by the number of
+    examples :math:`N`, so the raw term is :math:`\|W\|^2 / N`, and ``weight`` is :math:`\lambda`. This is the
+    objective with :class:`SquaredError`; with a loss in nats, whose scale is already its own, leave
+    ``noise_variance`` at one half.
+
+    Args:
+        noise_variance: :math:`\sigma^2 > 0` in units of ``x`` squared; ½ for a likelihood in nats.
+        prior_variance: :math:`\sigma_p^2 > 0` of each weight.
+        num_examples: :math:`N`; None takes it from the Trainer's data when training starts.
+        biases: whether biases have the prior too, and every other parameter with fewer than two dimensions.
+
+    Raises:
+        ValueError: if a variance is not positive, or ``N`` is neither given nor known.
+
+    Source: MacKay 1992, https://doi.org/10.1162/neco.1992.4.3.448; Bishop 2006, section 5.5.
+
+    Example:
+        >>> WeightPrior(noise_variance=0.5, prior_variance=5.0).weight
+        0.1
+    """
+
+    def __init__(
+        self,
+        noise_variance: float = 0.5,
+        prior_variance: float = 1.0,
+        num_examples: int | None = None,
+        biases: bool = False,
+    ) -> None:
+        for name, value in (("noise_variance", noise_variance), ("prior_variance", prior_variance)):
+            if not value > 0:
+                raise ValueError(f"{name}: expected a positive number, got {value}.")
+        if num_examples is not None and num_examples <= 0:
+            raise ValueError(f"num_examples: expected a positive number, got {num_examples}.")
+        super().__init__(noise_variance / prior_variance)
+        self.num_examples = num_examples
+        self.from_data = num_examples is None
+        self.biases = biases
+
+    def on_fit_start(self, model: Autoencoder) -> None:
+        """Take the number of examples from the data, unless it was given."""
+        if self.from_data:
+            self.num_examples = _count_examples(model)
+
+    def forward(self, x: Tensor, output: AutoencoderOutput, model: Autoencoder) -> Tensor:
+        r""":math:`\|W\|^2 / N` over encoder and decoder, without dimensions."""
+        if self.num_examples is None:
+            raise ValueError("num_examples: not known before training; pass it to WeightPrior.")
+        total = torch.zeros((), device=x.device)
+        for weight in self._weights(model):
+            total = total + full_precision(weight).square().sum()
+        return total / self.num_examples
+
+    def _weights(self, model: Autoencoder) -> Iterator[nn.Parameter]:
+        # one container, so that a tied weight is counted once
+        for weight in nn.ModuleList([model.encoder, model.decoder]).parameters():
+            if self.biases or weight.ndim > 1:
+                yield weight
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """The number of examples, so that a checkpoint evaluates as it was trained."""
+        return {"num_examples": self.num_examples}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Take up what was known when the checkpoint was written."""
+        if self.from_data:
+            self.num_examples = state["num_examples"]
+
+
+def _count_examples(model: Autoencoder) -> int:
+    """Examples in one epoch over all ranks, of what ``limit_train_batches`` leaves."""
+    trainer = model.trainer
+    trainer.fit_loop.setup_data()
+    loader: Any = trainer.train_dataloader
+    try:
+        total = loader.num_examples if hasattr(loader, "num_examples") else len(loader.dataset)
+    except (AttributeError, TypeError) as error:
+        raise ValueError(
+            f"num_examples: cannot be read off a {type(loader).__name__}; pass it to WeightPrior."
+        ) from error
+    batches = trainer.num_training_batches
+    if batches < len(loader):
+        total = min(total, int(batches) * loader.batch_size * trainer.world_size)
+    return int(total)

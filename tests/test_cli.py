@@ -1,0 +1,109 @@
+"""The command line trains, resumes, tests and predicts, from flags, from YAML, and from a checkpoint alone."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import lightning_ae as ae
+from lightning_ae.cli import main
+
+QUIET = [
+    "--trainer.accelerator=cpu",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.enable_model_summary=false",
+    "--trainer.logger.class_path=CSVLogger",
+    "--trainer.logger.init_args.save_dir=.",
+]
+
+
+@pytest.fixture(autouse=True)
+def _in_tmp_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["lightning-ae"])  # pytest's own are not ours
+
+
+def run(*args: str):
+    return main([*args, *QUIET])
+
+
+def checkpoint() -> str:
+    (path,) = Path().rglob("*.ckpt")
+    return str(path)
+
+
+def test_fit_from_flags_then_predict_from_the_checkpoint_alone():
+    fit = ["fit", "--model", "LinearAutoencoder", "--model.latent_dim", "8", "--data", "DigitsDataModule"]
+    trained = run(*fit, "--trainer.max_epochs", "2")
+    assert trained.trainer.current_epoch == 2
+    assert trained.model.encoder.in_shape == (1, 8, 8)  # from the data
+    run("predict", "--ckpt_path", checkpoint(), "--data", "DigitsDataModule")
+    predictions = ae.load_predictions("predictions")
+    x = torch.cat([x for x, _ in trained.datamodule.predict_dataloader()])
+    model = trained.model.cpu().eval()
+    torch.testing.assert_close(predictions["z"], model.encode(x).detach())
+    torch.testing.assert_close(predictions["reconstruction"], model.reconstruct(x).detach())
+
+
+CONFIG = """
+trainer: {max_epochs: 1}
+model:
+  class_path: ConvAutoencoder
+  init_args:
+    latent_dim: 4
+    channels: [4]
+    loss: BernoulliNLL
+    corruption: {class_path: lightning_ae.MaskingNoise, init_args: {p: 0.2}}
+    penalties:
+      prior: {class_path: WeightPrior, init_args: {prior_variance: 2.0}}
+data: {class_path: DigitsDataModule}
+optimizer: {class_path: torch.optim.SGD, init_args: {lr: 0.001}}
+lr_scheduler: {class_path: torch.optim.lr_scheduler.ExponentialLR, init_args: {gamma: 0.5}}
+"""
+
+
+def test_fit_from_yaml_then_test_and_resume_from_it():
+    Path("run.yaml").write_text(CONFIG)
+    trained = run("fit", "-c", "run.yaml")
+    assert trained.model.penalties["prior"].num_examples == trained.datamodule.num_train_examples
+    assert type(trained.trainer.optimizers[0]) is torch.optim.SGD
+    assert trained.trainer.lr_scheduler_configs[0].scheduler.get_last_lr() == [0.0005]
+    path = checkpoint()
+    tested = run("test", "-c", "run.yaml", "--ckpt_path", path)
+    assert tested.trainer.callback_metrics["test/loss"] > 0
+    loaded = ae.load(path)
+    assert isinstance(loaded.corruption, ae.MaskingNoise)
+    assert loaded.penalties["prior"].weight == 0.25
+    resumed = run("fit", "-c", "run.yaml", "--ckpt_path", path, "--trainer.max_epochs", "2")
+    assert resumed.trainer.global_step == 2 * trained.trainer.global_step
+
+
+def test_the_saved_configuration_is_that_of_the_run():
+    Path("run.yaml").write_text(CONFIG)
+    run("fit", "-c", "run.yaml")
+    (saved,) = Path().rglob("config.yaml")
+    config = yaml.safe_load(saved.read_text())
+    assert config["model"]["init_args"]["corruption"]["init_args"]["p"] == 0.2
+
+
+def test_a_checkpoint_that_names_foreign_code_is_not_followed():
+    class Mine(ae.LinearAutoencoder):
+        pass
+
+    import lightning as L
+
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    trainer.strategy.connect(Mine(4, 2))
+    trainer.save_checkpoint("m.ckpt")
+    with pytest.raises(ValueError, match="not part of lightning_ae"):
+        run("predict", "--ckpt_path", "m.ckpt", "--data", "DigitsDataModule")
+
+
+def test_it_runs_as_a_module():
+    done = subprocess.run([sys.executable, "-m", "lightning_ae", "--help"], capture_output=True, text=True, check=True)
+    assert "{fit,validate,test,predict}" in done.stdout
