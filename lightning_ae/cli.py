@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
@@ -72,6 +73,8 @@ def main(args: Sequence[str] | dict[str, Any] | None = None) -> AutoencoderCLI:
         sys.argv[1:] = with_model_of_checkpoint(sys.argv[1:])
     elif not isinstance(args, dict):
         args = with_model_of_checkpoint(args)
+    # Lightning warns that --optimizer replaces the model's own, which is what it is for
+    warnings.filterwarnings("ignore", message=".*configure_optimizers` will be overridden")
     return AutoencoderCLI(
         lightning_ae.Autoencoder,
         L.LightningDataModule,

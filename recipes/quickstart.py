@@ -67,8 +67,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     if not same:
         raise RuntimeError("The reloaded checkpoint reconstructs differently.")
 
-    pca = PCA(args.latent_dim).fit(train.flatten(1))
-    by_pca = torch.from_numpy(pca.inverse_transform(pca.transform(test.flatten(1)))).view_as(test)
+    pca = PCA(args.latent_dim).fit(train.flatten(1).numpy())
+    by_pca = torch.from_numpy(pca.inverse_transform(pca.transform(test.flatten(1).numpy()))).view_as(test)
     numbers = {
         "squared_error": squared_error(reconstruction, test),
         "squared_error_pca": squared_error(by_pca, test),
@@ -108,7 +108,7 @@ def draw(x: Tensor, by_model: Tensor, by_pca: Tensor, path: Path, columns: int =
     figure, axes = plt.subplots(len(rows), columns, figsize=(columns * 0.8, 2.9), layout="constrained")
     for line, (name, images) in zip(axes, rows, strict=True):
         for axis, image in zip(line, images, strict=False):
-            axis.imshow(image[0], cmap="gray_r", vmin=0, vmax=1)
+            axis.imshow(image[0].numpy(), cmap="gray_r", vmin=0, vmax=1)
             axis.set(xticks=[], yticks=[])
         line[0].set_ylabel(name)
     figure.suptitle("Held-out digits and their reconstructions")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,8 @@ import lightning as L
 import pytest
 import torch
 
+# Lightning 2.6's CLI calls what newer jsonargparse is going to drop
+os.environ["JSONARGPARSE_DEPRECATION_WARNINGS"] = "off"
 # two workers on two cores: a second thread in each would only wait
 torch.set_num_threads(1)
 # Lightning hands out tips at INFO
