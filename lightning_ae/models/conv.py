@@ -8,8 +8,7 @@ from typing import Any
 from lightning_ae.losses import ReconstructionLoss, SquaredError
 from lightning_ae.models.base import Autoencoder
 from lightning_ae.networks import conv_pair
-from lightning_ae.networks.conv import Norm
-from lightning_ae.networks.init import Activation
+from lightning_ae.networks.init import Activation, Norm
 from lightning_ae.networks.shapes import check_shape
 
 

@@ -4,27 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor, nn
 
 from lightning_ae.checkpoint import Rebuildable
-from lightning_ae.networks.init import Activation, initialise, make_activation
+from lightning_ae.networks.init import Activation, Norm, initialise, make_activation, make_norm
 from lightning_ae.networks.shapes import check_input, check_shape, check_size
-
-Norm = Literal["batch", "layer"]
 
 _CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
-_BATCH_NORM = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
-
-
-def _norm(name: Norm | None, channels: int, dims: int) -> list[nn.Module]:
-    if name is None:
-        return []
-    if name not in ("batch", "layer"):
-        raise ValueError(f"norm: expected 'batch', 'layer' or None, got {name!r}.")
-    return [_BATCH_NORM[dims](channels) if name == "batch" else nn.GroupNorm(1, channels)]
 
 
 def _check(shape: Sequence[int], channels: Sequence[int], kernel_size: int, name: str) -> tuple[int, ...]:
@@ -91,7 +80,7 @@ class ConvEncoder(Rebuildable, nn.Module):
         for size_in, size_out in zip([self.in_shape[0], *channels[:-1]], channels, strict=True):
             conv = _CONV[dims](size_in, size_out, kernel_size, stride=2, padding=kernel_size // 2)
             initialise(conv, activation, bias_init)
-            layers += [conv, *_norm(norm, size_out, dims), make_activation(activation)]
+            layers += [conv, *make_norm(norm, size_out, dims), make_activation(activation)]
         spatial = _halvings(self.in_shape[1:], len(channels))[-1]
         last = nn.Linear(channels[-1] * math.prod(spatial), check_size(latent_dim, "latent_dim"))
         initialise(last)
@@ -159,7 +148,7 @@ class ConvDecoder(Rebuildable, nn.Module):
             layers.append(conv)
             if i < len(channels) - 1:
                 initialise(conv, activation, bias_init)
-                layers += [*_norm(norm, size_out, dims), make_activation(activation)]
+                layers += [*make_norm(norm, size_out, dims), make_activation(activation)]
             else:
                 initialise(conv)
         self.layers = nn.Sequential(*layers)

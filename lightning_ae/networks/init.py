@@ -1,4 +1,4 @@
-"""Activations by name, and weights drawn so that signals keep their size through them."""
+"""Activations and normalisations by name, and weights drawn so that signals keep their size through them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 Activation = Literal["relu", "leaky_relu", "elu", "gelu", "silu", "softplus", "tanh", "sigmoid", "identity"]
+
+Norm = Literal["batch", "layer"]
 
 _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
@@ -39,6 +41,30 @@ def make_activation(name: Activation) -> nn.Module:
     if name not in _ACTIVATIONS:
         raise ValueError(f"activation: expected one of {sorted(_ACTIVATIONS)}, got {name!r}.")
     return _ACTIVATIONS[name]()
+
+
+def make_norm(name: Norm | None, channels: int, dims: int = 0) -> list[nn.Module]:
+    """The normalisation before an activation, as a list of one module or none.
+
+    Args:
+        name: ``"batch"``; ``"layer"``, over all but the batch dimension; or None.
+        channels: size of the second dimension of the data.
+        dims: spatial dimensions behind it, 0 to 3.
+
+    Raises:
+        ValueError: if there is no normalisation of this name.
+
+    Example:
+        >>> make_norm("layer", 8, dims=2), make_norm(None, 8)
+        ([GroupNorm(1, 8, eps=1e-05, affine=True)], [])
+    """
+    if name is None:
+        return []
+    if name == "batch":
+        return [{0: nn.BatchNorm1d, 1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}[dims](channels)]
+    if name == "layer":
+        return [nn.GroupNorm(1, channels) if dims else nn.LayerNorm(channels)]
+    raise ValueError(f"norm: expected 'batch', 'layer' or None, got {name!r}.")
 
 
 def initialise(layer: nn.Module, activation: Activation = "identity", bias: float = 0.0) -> None:

@@ -5,24 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Literal
 
 from torch import Tensor, nn
 
 from lightning_ae.checkpoint import Rebuildable
-from lightning_ae.networks.init import Activation, initialise, make_activation
+from lightning_ae.networks.init import Activation, Norm, initialise, make_activation, make_norm
 from lightning_ae.networks.linear import TiedLinear
 from lightning_ae.networks.shapes import Shape, check_input, check_shape, check_size
-
-Norm = Literal["batch", "layer"]
-
-
-def _norm(name: Norm | None, size: int) -> list[nn.Module]:
-    if name is None:
-        return []
-    if name not in ("batch", "layer"):
-        raise ValueError(f"norm: expected 'batch', 'layer' or None, got {name!r}.")
-    return [nn.BatchNorm1d(size) if name == "batch" else nn.LayerNorm(size)]
 
 
 class MLPEncoder(Rebuildable, nn.Module):
@@ -68,7 +57,7 @@ class MLPEncoder(Rebuildable, nn.Module):
         for size_in, size_out in itertools.pairwise(sizes):
             linear = nn.Linear(size_in, size_out)
             initialise(linear, activation, bias_init)
-            layers += [linear, *_norm(norm, size_out), make_activation(activation)]
+            layers += [linear, *make_norm(norm, size_out), make_activation(activation)]
         last = nn.Linear(sizes[-1], check_size(latent_dim, "latent_dim"))
         initialise(last, latent_activation)
         layers.append(last)
@@ -147,7 +136,7 @@ class MLPDecoder(Rebuildable, nn.Module):
                 nn.init.constant_(linear.get_parameter("bias"), bias_init)
         layers: list[nn.Module] = []
         for linear, size in zip(linears[:-1], sizes[1:-1], strict=True):
-            layers += [linear, *_norm(norm, size), make_activation(activation)]
+            layers += [linear, *make_norm(norm, size), make_activation(activation)]
         self.layers = nn.Sequential(*layers, linears[-1])
 
     def forward(self, z: Tensor) -> Tensor:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lightning_ae.networks.conv import ConvDecoder, ConvEncoder
-from lightning_ae.networks.init import Activation
-from lightning_ae.networks.mlp import MLPDecoder, MLPEncoder, Norm
+from lightning_ae.networks.init import Activation, Norm
+from lightning_ae.networks.mlp import MLPDecoder, MLPEncoder
 from lightning_ae.networks.shapes import Shape
 
 
