@@ -51,14 +51,30 @@ def test_tied_weights_generalise_like_pca_from_fewer_examples_than_features(run)
 def test_weight_prior_is_ridge_regression(run):
     numbers = run(
         "map_weight_prior",
-        *("--examples", 24, "--inputs", 12, "--outputs", 10, "--steps", 300, "--epochs", 5, "--draws", 30),
+        *(
+            "--examples",
+            24,
+            "--inputs",
+            12,
+            "--outputs",
+            10,
+            "--steps",
+            150,
+            "--lr",
+            0.02,
+            "--epochs",
+            1,
+            "--draws",
+            10,
+        ),
     )
     lam = numbers["lambda"]
     assert lam == 4.0  # 2 / 0.5, the variances by default
     errors = {key: value for key, value in numbers.items() if key.startswith("ridge_error")}
     assert len(errors) == 7
-    assert max(errors.values()) < 0.02
-    assert numbers["batch_size_difference"] < 0.02
+    assert max(errors.values()) < 0.05
+    assert errors["ridge_error_lambda_4_batch_12"] < 0.01  # half of the data: the least noise
+    assert numbers["batch_size_difference"] < 0.05
     new = [numbers[f"new_error_lambda_{value}_batch_6"] for value in ("0.25", "4", "64")]
     assert new[1] < min(new[0], new[2])
     assert lam / 2 < numbers["best_lambda_on_grid"] < lam * 2
