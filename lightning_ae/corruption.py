@@ -90,7 +90,7 @@ class MaskingNoise(Corruption):
 
     def corrupt(self, x: Tensor) -> Tensor:
         """Erase."""
-        return x * (torch.rand_like(x) >= self.p)
+        return x * (_uniform(x) >= self.p)
 
 
 class SaltAndPepper(Corruption):
@@ -123,8 +123,13 @@ class SaltAndPepper(Corruption):
 
     def corrupt(self, x: Tensor) -> Tensor:
         """Replace."""
-        u = torch.rand_like(x)
+        u = _uniform(x)
         return torch.where(u < self.p / 2, self.low, torch.where(u < self.p, self.high, x))
+
+
+def _uniform(x: Tensor) -> Tensor:
+    """Numbers in [0, 1) for each of ``x``, in float32: bf16 has only 256 of them."""
+    return torch.rand(x.shape, device=x.device)
 
 
 def _probability(p: float) -> float:

@@ -187,11 +187,11 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         "SquaredError sigmoid, from outputs 0.5": ("squared_error_from_half", ae.SquaredError("sigmoid"), 0.5),
     }
     curves = {}
-    print(f"\n{'validation error per pixel':40}{'first mse':>10}{'last mse':>10}{'last fvu':>10}")
+    print(f"\n{'validation error per pixel':42}{'first mse':>10}{'last mse':>10}{'last fvu':>10}")
     for label, (key, loss, output) in runs.items():
         curves[label] = curve = learn(loss, output, args)
         numbers |= {f"{key}_first_mse": curve.mse[0], f"{key}_mse": curve.mse[-1], f"{key}_fvu": curve.fvu[-1]}
-        print(f"{label:40}{curve.mse[0]:10.4f}{curve.mse[-1]:10.4f}{curve.fvu[-1]:10.3f}")
+        print(f"{label:42}{curve.mse[0]:10.4f}{curve.mse[-1]:10.4f}{curve.fvu[-1]:10.3f}")
 
     (args.out / "numbers.json").write_text(json.dumps(numbers, indent=2))
     draw(args.out / "output_gradients.png", wrong, curves)

@@ -130,10 +130,12 @@ class NegativeBinomialNLL(_CountLikelihood):
     def _nll(self, log_mean: Tensor, x: Tensor) -> Tensor:
         log_theta = full_precision(self.log_inverse_dispersion)
         theta = log_theta.exp()
+        # ln Γ(x + θ) − ln Γ(θ) is a small difference of large numbers: float64, where the device has it
+        wide = torch.float32 if x.device.type == "mps" else torch.float64
+        rising = torch.lgamma(x.to(wide) + theta.to(wide)) - torch.lgamma(theta.to(wide))
         return (
-            torch.lgamma(theta)
-            + torch.lgamma(x + 1)
-            - torch.lgamma(x + theta)
+            torch.lgamma(x + 1)
+            - rising.to(x.dtype)
             + theta * functional.softplus(log_mean - log_theta)
             + x * functional.softplus(log_theta - log_mean)
         )

@@ -36,10 +36,11 @@ def subspace_angles(a: Tensor, b: Tensor) -> Tensor:
         raise ValueError(f"expected two matrices with as many rows, got {tuple(a.shape)} and {tuple(b.shape)}.")
     if a.shape[1] < b.shape[1]:
         a, b = b, a
-    qa, qb = torch.linalg.qr(a).Q, torch.linalg.qr(b).Q
-    overlap = qa.t() @ qb
-    cosines = torch.linalg.svdvals(overlap).flip(0)  # ascending, so that angles descend
-    sines = torch.linalg.svdvals(qb - qa @ overlap)
+    with torch.autocast(a.device.type, enabled=False):
+        qa, qb = torch.linalg.qr(a).Q, torch.linalg.qr(b).Q
+        overlap = qa.t() @ qb
+        cosines = torch.linalg.svdvals(overlap).flip(0)  # ascending, so that angles descend
+        sines = torch.linalg.svdvals(qb - qa @ overlap)
     return torch.where(cosines.square() > 0.5, sines.clamp(max=1).asin(), cosines.clamp(max=1).acos())
 
 

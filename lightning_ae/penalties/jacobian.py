@@ -59,7 +59,8 @@ class JacobianPenalty(Penalty):
         """Squared Frobenius norm of each example's Jacobian."""
         one_layer = _one_layer(model)
         if one_layer is not None and self.num_projections is None:
-            return full_precision(_one_layer_norm(x, *one_layer))
+            with torch.autocast(x.device.type, enabled=False):
+                return full_precision(_one_layer_norm(x, *one_layer))
         if any(isinstance(module, _BATCH_NORMS) for module in model.encoder.modules()):
             raise ValueError("JacobianPenalty: the encoder has batch normalisation; use norm='layer' or None.")
         z, pull_back = _vjp(model.encode, x)

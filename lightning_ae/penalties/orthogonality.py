@@ -52,8 +52,9 @@ class OrthogonalityPenalty(Penalty):
         if not matrices:
             raise ValueError(f"box: the {self.box} has no weight matrix.")
         total = torch.zeros((), device=x.device)
-        for matrix in matrices:
-            w = full_precision(matrix)
-            gram = w.t() @ w if w.shape[0] >= w.shape[1] else w @ w.t()
-            total = total + (gram - torch.eye(len(gram), dtype=gram.dtype, device=gram.device)).square().sum()
+        with torch.autocast(x.device.type, enabled=False):
+            for matrix in matrices:
+                w = full_precision(matrix)
+                gram = w.t() @ w if w.shape[0] >= w.shape[1] else w @ w.t()
+                total = total + (gram - torch.eye(len(gram), dtype=gram.dtype, device=gram.device)).square().sum()
         return total

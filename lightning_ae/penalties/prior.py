@@ -23,11 +23,12 @@ class WeightPrior(Penalty):
     :math:`\lambda = \sigma^2/\sigma_p^2`. A mean over batches estimates that sum divided by the number of
     examples :math:`N`, so the raw term is :math:`\|W\|^2 / N`, and ``weight`` is :math:`\lambda`. This is the
     objective with :class:`SquaredError`; with a loss in nats, whose scale is already its own, leave
-    ``noise_variance`` at one half.
+    ``noise_variance`` at one half. Examples of a smaller last batch count more than others: choose a batch size
+    that divides :math:`N`, or ``drop_last``, where that matters.
 
     Args:
         noise_variance: :math:`\sigma^2 > 0` in units of ``x`` squared; ½ for a likelihood in nats.
-        prior_variance: :math:`\sigma_p^2 > 0` of each weight.
+        prior_variance: :math:`\sigma_p^2 > 0` of each weight; infinite for a flat prior.
         num_examples: :math:`N`; None takes it from the Trainer's data when training starts.
         biases: whether biases have the prior too, and every other parameter with fewer than two dimensions.
 
@@ -101,5 +102,7 @@ def _count_examples(model: Autoencoder) -> int:
         ) from error
     batches = trainer.num_training_batches
     if batches < len(loader):
+        if getattr(loader, "batch_size", None) is None:
+            raise ValueError("num_examples: batches without a batch_size cannot be counted; pass it to WeightPrior.")
         total = min(total, int(batches) * loader.batch_size * trainer.world_size)
     return int(total)
