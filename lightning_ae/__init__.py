@@ -16,9 +16,12 @@ from lightning_ae.data import (
     linear_gaussian,
 )
 from lightning_ae.losses import (
+    AlphaMix,
     BernoulliNLL,
     ContinuousBernoulliNLL,
+    FeatureLoss,
     GaussianNLL,
+    ImageGradients,
     LaplaceNLL,
     Likelihood,
     NegativeBinomialNLL,
@@ -26,6 +29,8 @@ from lightning_ae.losses import (
     PoissonNLL,
     ReconstructionLoss,
     SquaredError,
+    TorchvisionFeatures,
+    WeightedLoss,
     ZeroInflatedNegativeBinomialNLL,
 )
 from lightning_ae.metrics import (
@@ -67,6 +72,7 @@ from lightning_ae.penalties import (
 __version__ = "0.1.0.dev0"
 
 __all__ = [
+    "AlphaMix",
     "Autoencoder",
     "AutoencoderOutput",
     "BernoulliNLL",
@@ -83,11 +89,13 @@ __all__ = [
     "DenoisingAutoencoder",
     "DigitsDataModule",
     "Divergence",
+    "FeatureLoss",
     "FractionVarianceUnexplained",
     "GaussianNLL",
     "GaussianNoise",
     "Identity",
     "ImageFolderDataModule",
+    "ImageGradients",
     "JacobianPenalty",
     "LaplaceNLL",
     "Likelihood",
@@ -110,9 +118,11 @@ __all__ = [
     "SquaredError",
     "SubspaceAngle",
     "TensorDataModule",
+    "TorchvisionFeatures",
     "Total",
     "VisionDataModule",
     "WeightPrior",
+    "WeightedLoss",
     "ZeroInflatedNegativeBinomialNLL",
     "conv_pair",
     "linear_gaussian",

@@ -1,6 +1,6 @@
 """Reconstruction losses: ``loss(params, x) -> (B,)`` and ``loss.mean(params) -> x̂``."""
 
-from lightning_ae.losses.base import PointwiseLoss, ReconstructionLoss, SquaredError
+from lightning_ae.losses.base import ActivatedLoss, PointwiseLoss, ReconstructionLoss, SquaredError
 from lightning_ae.losses.counts import NegativeBinomialNLL, PoissonNLL, ZeroInflatedNegativeBinomialNLL
 from lightning_ae.losses.likelihoods import (
     BernoulliNLL,
@@ -9,11 +9,18 @@ from lightning_ae.losses.likelihoods import (
     LaplaceNLL,
     Likelihood,
 )
+from lightning_ae.losses.perceptual import FeatureLoss, FrozenModule, ImageGradients, TorchvisionFeatures
+from lightning_ae.losses.weighted import AlphaMix, WeightedLoss
 
 __all__ = [
+    "ActivatedLoss",
+    "AlphaMix",
     "BernoulliNLL",
     "ContinuousBernoulliNLL",
+    "FeatureLoss",
+    "FrozenModule",
     "GaussianNLL",
+    "ImageGradients",
     "LaplaceNLL",
     "Likelihood",
     "NegativeBinomialNLL",
@@ -21,5 +28,7 @@ __all__ = [
     "PoissonNLL",
     "ReconstructionLoss",
     "SquaredError",
+    "TorchvisionFeatures",
+    "WeightedLoss",
     "ZeroInflatedNegativeBinomialNLL",
 ]

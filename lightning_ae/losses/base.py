@@ -53,6 +53,10 @@ class ReconstructionLoss(Rebuildable, nn.Module, ABC):
     def forward(self, params: Tensor, x: Tensor) -> Tensor:
         """Loss of each example, ``(B,)``, in float32 or wider also under autocast."""
 
+    def terms(self, params: Tensor, x: Tensor) -> dict[str, Tensor]:
+        """The loss as ``"reconstruction"``, and parts of it to be logged beside it, ``(B,)`` each."""
+        return {"reconstruction": self(params, x)}
+
     def prediction(self, params: Tensor, x: Tensor) -> Tensor:
         """What is compared with ``x`` in metrics; :meth:`mean`, unless the loss takes a known scale from ``x``."""
         return self.mean(params)
@@ -88,7 +92,29 @@ class PointwiseLoss(ReconstructionLoss):
         return self.pointwise(params, x).flatten(1).sum(1)
 
 
-class SquaredError(PointwiseLoss):
+class ActivatedLoss(ReconstructionLoss):
+    """A loss whose output activation is chosen by name.
+
+    Args:
+        activation: ``"identity"``, ``"sigmoid"``, ``"tanh"`` or ``"relu"``.
+
+    Raises:
+        ValueError: if the activation has another name.
+    """
+
+    def __init__(self, activation: Activation = "identity") -> None:
+        super().__init__()
+        if activation not in _ACTIVATIONS:
+            raise ValueError(f"activation: expected one of {sorted(_ACTIVATIONS)}, got {activation!r}.")
+        self.output_activation = activation
+        self.output_range = _ACTIVATIONS[activation][1]
+
+    def mean(self, params: Tensor) -> Tensor:
+        """The activation, applied."""
+        return _ACTIVATIONS[self.output_activation][0](params)
+
+
+class SquaredError(ActivatedLoss, PointwiseLoss):
     r"""Squared error :math:`\|x - \hat x\|^2` with :math:`\hat x = \varphi(a)`.
 
     With the identity it is the Gaussian likelihood up to constants (:class:`GaussianNLL` with
@@ -112,17 +138,6 @@ class SquaredError(PointwiseLoss):
         >>> SquaredError()(torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 0.0]]))
         tensor([5.])
     """
-
-    def __init__(self, activation: Activation = "identity") -> None:
-        super().__init__()
-        if activation not in _ACTIVATIONS:
-            raise ValueError(f"activation: expected one of {sorted(_ACTIVATIONS)}, got {activation!r}.")
-        self.output_activation = activation
-        self.output_range = _ACTIVATIONS[activation][1]
-
-    def mean(self, params: Tensor) -> Tensor:
-        r""":math:`\varphi(a)`."""
-        return _ACTIVATIONS[self.output_activation][0](params)
 
     def pointwise(self, params: Tensor, x: Tensor) -> Tensor:
         """Squared difference of each number."""

@@ -146,7 +146,7 @@ class Autoencoder(Rebuildable, LoggedModule):
 
     def terms(self, x: Tensor, output: AutoencoderOutput) -> dict[str, Tensor]:
         """Raw, unweighted terms by name, ``(B,)`` or without dimensions each; every one is logged."""
-        terms = {"reconstruction": self.loss(output.params, x), **output.penalties}
+        terms = {**self.loss.terms(output.params, x), **output.penalties}
         for name, penalty in self.penalties.items():
             terms[name] = penalty(x, output, self)
         return terms

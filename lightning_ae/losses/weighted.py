@@ -1,0 +1,135 @@
+"""Sums of losses, and the mix of a pixel loss with a perceptual one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import cast
+
+from torch import Tensor, nn
+
+from lightning_ae.losses.base import ReconstructionLoss
+
+
+class WeightedLoss(ReconstructionLoss):
+    r"""A weighted sum of losses :math:`\sum_j w_j L_j`, each of them logged raw under its name.
+
+    The first loss owns the output activation: :math:`\hat x` is its prediction, computed once. A loss without an
+    activation of its own (SSIM, features, squared error) is scored on that :math:`\hat x`; one with the same activation
+    on the decoder's output, so ``BernoulliNLL`` keeps its logits beside an ``SSIMLoss``.
+
+    Args:
+        losses: the losses by name.
+        weights: a weight for each name; a schedule may change ``loss.weights["name"]``. None for ones.
+
+    Shapes:
+        as the losses themselves; the sum is ``(B,)``.
+
+    Raises:
+        ValueError: if there is no loss, if the names of the weights are others, or if the activations disagree.
+
+    Source: Zhao et al. 2017, https://arxiv.org/abs/1511.08861.
+
+    Example:
+        >>> import torch
+        >>> from lightning_ae import LaplaceNLL, SquaredError
+        >>> loss = WeightedLoss({"squared": SquaredError(), "laplace": LaplaceNLL()}, {"squared": 2.0, "laplace": 0.0})
+        >>> loss(torch.ones(1, 2), torch.zeros(1, 2))
+        tensor([4.])
+    """
+
+    def __init__(self, losses: Mapping[str, ReconstructionLoss], weights: Mapping[str, float] | None = None) -> None:
+        super().__init__()
+        if not losses:
+            raise ValueError("losses: expected at least one, got none.")
+        if weights is not None and set(weights) != set(losses):
+            raise ValueError(f"weights: expected the names {sorted(losses)}, got {sorted(weights)}.")
+        self.losses = nn.ModuleDict(dict(losses))
+        self.weights = dict(weights) if weights is not None else dict.fromkeys(losses, 1.0)
+        first = next(iter(losses.values()))
+        self.output_activation = first.output_activation
+        self.output_range = first.output_range
+        self.params_per_feature = first.params_per_feature
+        for name, loss in losses.items():
+            if loss.output_activation not in ("identity", first.output_activation):
+                raise ValueError(
+                    f"losses: the first applies {first.output_activation}, but {name!r} {loss.output_activation}."
+                )
+
+    def mean(self, params: Tensor) -> Tensor:
+        """The mean of the first loss."""
+        return self._first.mean(params)
+
+    def prediction(self, params: Tensor, x: Tensor) -> Tensor:
+        """The prediction of the first loss."""
+        return self._first.prediction(params, x)
+
+    def check(self, x: Tensor) -> None:
+        """The checks of all losses."""
+        for loss in self._named().values():
+            loss.check(x)
+
+    def terms(self, params: Tensor, x: Tensor) -> dict[str, Tensor]:
+        """The weighted sum as ``"reconstruction"``, and the raw losses by name."""
+        first, x_hat = self._first, self.prediction(params, x)
+        raw = {
+            name: loss(params if loss is first or loss.output_activation != "identity" else x_hat, x)
+            for name, loss in self._named().items()
+        }
+        weights = self.current_weights()
+        weighted = [weights[name] * value for name, value in raw.items()]
+        return {"reconstruction": sum(weighted[1:], start=weighted[0]), **raw}
+
+    def current_weights(self) -> dict[str, float]:
+        """The weight of each loss now."""
+        return self.weights
+
+    def forward(self, params: Tensor, x: Tensor) -> Tensor:
+        """The weighted sum, ``(B,)``."""
+        return self.terms(params, x)["reconstruction"]
+
+    def _named(self) -> dict[str, ReconstructionLoss]:
+        return cast("dict[str, ReconstructionLoss]", dict(self.losses.items()))
+
+    @property
+    def _first(self) -> ReconstructionLoss:
+        return next(iter(self._named().values()))
+
+
+class AlphaMix(WeightedLoss):
+    r"""Pixels against perception: :math:`\alpha L_{pixel} + (1 - \alpha) L_{perceptual}`.
+
+    With squared error and features it is :math:`\alpha\|x - \hat x\|^2 + (1 - \alpha)\|\Phi x - \Phi\hat x\|^2`:
+    :math:`\alpha = 1` is the pixel loss, 0 the perceptual one, and between them lies the front that
+    :func:`lightning_ae.sweep` draws. Both raw losses are logged, as ``pixel`` and ``perceptual``.
+
+    Args:
+        pixel: the loss that owns the output activation.
+        perceptual: a loss on the reconstruction, such as ``FeatureLoss`` or ``SSIMLoss``, without an activation.
+        alpha: :math:`\alpha` in [0, 1]; a schedule may change it.
+
+    Shapes:
+        as the losses themselves; the mix is ``(B,)``.
+
+    Raises:
+        ValueError: if ``alpha`` lies outside [0, 1], or the activations disagree.
+
+    Source: Zhao et al. 2017, https://arxiv.org/abs/1511.08861; Johnson, Alahi & Fei-Fei 2016,
+    https://arxiv.org/abs/1603.08155.
+
+    Example:
+        >>> import torch
+        >>> from lightning_ae import FeatureLoss, ImageGradients, SquaredError
+        >>> loss = AlphaMix(SquaredError(), FeatureLoss(ImageGradients()), alpha=0.5)
+        >>> loss(torch.ones(1, 1, 4, 4), torch.zeros(1, 1, 4, 4))  # 16 pixels off by 1, no edge
+        tensor([8.])
+    """
+
+    def __init__(self, pixel: ReconstructionLoss, perceptual: ReconstructionLoss, alpha: float = 0.5) -> None:
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"alpha: expected a number in [0, 1], got {alpha}.")
+        super().__init__({"pixel": pixel, "perceptual": perceptual})
+        self.alpha = alpha
+
+    def current_weights(self) -> dict[str, float]:
+        r""":math:`\alpha` and :math:`1 - \alpha`."""
+        return {"pixel": self.alpha, "perceptual": 1 - self.alpha}
