@@ -1,0 +1,119 @@
+"""Feature losses against their definition; frozen features stay out of optimizer, checkpoint and training mode."""
+
+from __future__ import annotations
+
+import copy
+import io
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from scipy import ndimage
+from torch import nn
+
+import lightning_ae as ae
+
+
+def network():
+    return nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.Tanh(), nn.Dropout(0.5))
+
+
+class Layers(nn.Module):
+    def forward(self, x):
+        return {"one": x, "two": 2 * x}
+
+
+def test_the_loss_is_the_squared_distance_of_features():
+    phi = network().eval()
+    params, x = torch.randn(2, 1, 6, 6), torch.rand(2, 1, 6, 6)
+    expected = (phi(params.sigmoid()) - phi(x)).square().sum((1, 2, 3))
+    torch.testing.assert_close(ae.FeatureLoss(phi, activation="sigmoid")(params, x), expected)
+
+
+def test_layers_are_added_up():
+    x_hat, x = torch.rand(2, 5), torch.rand(2, 5)
+    torch.testing.assert_close(ae.FeatureLoss(Layers())(x_hat, x), 5 * (x_hat - x).square().sum(1))
+
+
+def test_the_gradient_is_that_of_the_definition():
+    phi = network().double().eval()
+    x = torch.rand(2, 1, 6, 6, dtype=torch.float64)
+    loss = ae.FeatureLoss(phi)
+    params = torch.rand(2, 1, 6, 6, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda p: loss(p, x), params)
+
+
+def test_features_are_neither_trained_nor_saved_nor_switched_to_training():
+    phi = network()
+    model = ae.ConvAutoencoder((1, 6, 6), 2, channels=(4,), loss=ae.FeatureLoss(phi))
+    ours = {id(p) for p in phi.parameters()}
+    assert not ours & {id(p) for p in model.parameters()}
+    assert not any("feature" in key for key in model.state_dict())
+    model.train()
+    assert not any(module.training for module in phi.modules())
+    mean = phi[1].running_mean.clone()
+    model.training_step(torch.rand(4, 1, 6, 6), 0)["loss"].backward()
+    assert torch.equal(phi[1].running_mean, mean)
+    assert all(p.grad is None for p in phi.parameters())
+
+
+def test_features_follow_the_model_and_its_copies():
+    model = ae.ConvAutoencoder((1, 6, 6), 2, channels=(4,), loss=ae.FeatureLoss(network())).double()
+    assert model.loss.features.module[0].weight.dtype is torch.float64
+    copied = copy.deepcopy(model)
+    assert copied.loss.features.module is not model.loss.features.module
+    buffer = io.BytesIO()
+    torch.save(model, buffer)
+    buffer.seek(0)
+    again = torch.load(buffer, weights_only=False)
+    params, x = (torch.rand(2, 1, 6, 6, dtype=torch.float64) for _ in range(2))
+    torch.testing.assert_close(again.loss(params, x), model.loss(params, x))
+
+
+def test_sobel_is_scipys():
+    x = torch.rand(1, 2, 7, 6, dtype=torch.float64)
+    down, right = ae.ImageGradients("sobel").double()(x)
+    for channel in range(2):
+        for got, axis in ((down, 0), (right, 1)):
+            expected = ndimage.sobel(x[0, channel].numpy(), axis=axis)[1:-1, 1:-1] / 8
+            np.testing.assert_allclose(got[0, channel].numpy(), expected, atol=1e-12)
+
+
+def test_differences_are_numpys():
+    x = torch.rand(2, 3, 5, 4)
+    down, right = ae.ImageGradients()(x)
+    np.testing.assert_array_equal(down.numpy(), np.diff(x.numpy(), axis=2))
+    np.testing.assert_array_equal(right.numpy(), np.diff(x.numpy(), axis=3))
+
+
+def test_torchvision_features_are_the_networks_own_after_its_normalisation(tmp_path):
+    network = torchvision.models.squeezenet1_1(weights=None).eval()
+    torch.save(network.state_dict(), tmp_path / "weights.pt")
+    phi = ae.TorchvisionFeatures("squeezenet1_1", ["features.1", "features.4"], tmp_path / "weights.pt").eval()
+    x = torch.rand(2, 1, 33, 33)
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    h = (x.repeat(1, 3, 1, 1) - mean[:, None, None]) / std[:, None, None]
+    for i, layer in enumerate(network.features[:5]):
+        h = layer(h)
+        if i == 1:
+            torch.testing.assert_close(phi(x)[0], h)
+    torch.testing.assert_close(phi(x)[1], h)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: ae.ImageGradients("prewitt"), "kernel: expected 'difference' or 'sobel'"),
+        (lambda: ae.ImageGradients()(torch.rand(2, 5)), r"expected images \(B, C, H, W\), got \(2, 5\)"),
+        (
+            lambda: ae.TorchvisionFeatures("squeezenet1_1", ["features.1"])(torch.rand(1, 2, 32, 32)),
+            r"expected images \(B, 1 or 3, H, W\)",
+        ),
+        (lambda: ae.TorchvisionFeatures("squeezenet1_1", ["nowhere"]), "nowhere"),
+        (lambda: ae.FeatureLoss(nn.Identity(), activation="softmax"), "activation: expected one of"),
+    ],
+)
+def test_errors_at_the_door(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
