@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import lightning as L
 import torch
 from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRScheduler
 from torch import Tensor, nn
@@ -17,7 +19,7 @@ from lightning_ae.checkpoint import Rebuildable, describe, load_as
 from lightning_ae.codes import Code, Identity
 from lightning_ae.losses import ReconstructionLoss, SquaredError
 from lightning_ae.metrics import reconstruction_metrics
-from lightning_ae.models.logged import LoggedModule
+from lightning_ae.models.recorder import Recorder
 from lightning_ae.penalties import Penalty
 
 _SQUASHING = (nn.Sigmoid, nn.Tanh, nn.ReLU, nn.Softmax, nn.Softplus, nn.Hardtanh, nn.LogSigmoid, nn.LogSoftmax)
@@ -42,7 +44,7 @@ class AutoencoderOutput(NamedTuple):
         return AutoencoderOutput(self.z.detach(), self.params.detach(), penalties)
 
 
-class Autoencoder(Rebuildable, LoggedModule):
+class Autoencoder(Rebuildable, L.LightningModule):
     r"""An autoencoder made of boxes: :math:`x \to \text{encoder} \to \text{code} \to \text{decoder} \to \text{loss}`.
 
     The objective of an example is the sum of terms
@@ -97,21 +99,29 @@ class Autoencoder(Rebuildable, LoggedModule):
         batch_key: str = "x",
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(describe(self))
+        self._record(describe(self))
         self.encoder = encoder
         self.decoder = decoder
         self.loss = SquaredError() if loss is None else loss
         self.code = Identity() if code is None else code
+        for name, penalty in (penalties or {}).items():
+            if not isinstance(penalty, Penalty):
+                raise TypeError(f"penalties: expected a Penalty for {name!r}, got a {type(penalty).__name__}.")
         self.penalties = nn.ModuleDict(dict(penalties or {}))
         self.corruption = nn.Identity() if corruption is None else corruption
         self.lr = lr
         self.weight_decay = weight_decay
         self.batch_key = batch_key
-        self._first_batch_checked = False
         self._check_boxes()
 
+    def _record(self, tree: dict[str, Any]) -> None:
+        # what save_hyperparameters(tree) does, but for its comparing the tree with every argument, arrays included
+        self._set_hparams(tree)
+        self._hparams_initial = copy.deepcopy(self._hparams)
+        self._log_hyperparams = True
+
     def _check_boxes(self) -> None:
-        taken = {"loss", "reconstruction"} & set(self.penalties) or set(self.code.weights()) & set(self.penalties)
+        taken = ({"loss", "reconstruction"} | set(self.code.weights())) & set(self.penalties)
         if taken:
             raise ValueError(f"penalties: {sorted(taken)} is the name of another term; choose another key.")
         last = list(self.decoder.modules())[-1]
@@ -146,10 +156,18 @@ class Autoencoder(Rebuildable, LoggedModule):
 
     def terms(self, x: Tensor, output: AutoencoderOutput) -> dict[str, Tensor]:
         """Raw, unweighted terms by name, ``(B,)`` or without dimensions each; every one is logged."""
-        terms = {**self.loss.terms(output.params, x), **output.penalties}
-        for name, penalty in self.penalties.items():
-            terms[name] = penalty(x, output, self)
-        return terms
+        terms = self.loss.terms(output.params, x)
+        penalties = {name: penalty(x, output, self) for name, penalty in self.penalties.items()}
+        if set(output.penalties) != set(self.code.weights()):
+            raise ValueError(
+                f"{type(self.code).__name__}: charges {sorted(output.penalties)}, but weights() has "
+                f"{sorted(self.code.weights())}."
+            )
+        merged = {**terms, **output.penalties, **penalties}
+        if "loss" in merged or len(merged) < len(terms) + len(output.penalties) + len(penalties):
+            names = [*terms, *output.penalties, *penalties]
+            raise ValueError(f"terms: each needs a name of its own, other than 'loss'; got {names}.")
+        return merged
 
     def objective(self, terms: dict[str, Tensor]) -> Tensor:
         """The sum of the terms, each of the code's and of the penalties times its weight, ``(B,)``.
@@ -185,9 +203,7 @@ class Autoencoder(Rebuildable, LoggedModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> STEP_OUTPUT:
         """``loss`` (with its graph), the detached ``output``, and the batch means of all ``terms``."""
-        step = self._step(batch)
-        self._uncounted = (step["terms"], self.get_input(batch).shape[0])
-        return step
+        return self._step(batch)
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> STEP_OUTPUT:
         """The same as in training."""
@@ -204,45 +220,37 @@ class Autoencoder(Rebuildable, LoggedModule):
         params = self.decoder(z)
         return {"z": z, "reconstruction": self.loss.prediction(params, x), "score": self.loss(params, x)}
 
+    def configure_callbacks(self) -> list[L.Callback]:
+        """The :class:`Recorder` that logs; keep it if you add your own: ``[*super().configure_callbacks(), ...]``."""
+        attached = self._trainer is not None and any(isinstance(c, Recorder) for c in self.trainer.callbacks)  # type: ignore[attr-defined]
+        return [] if attached else [Recorder()]
+
     # -- optimisation -----------------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with ``lr`` and ``weight_decay``; LightningCLI replaces it if given ``--optimizer``."""
         return torch.optim.AdamW(self.parameters(), lr=self.lr, weight_decay=self.weight_decay)
 
-    # -- the first batch --------------------------------------------------------------------------------------
+    # -- data and metrics -------------------------------------------------------------------------------------
 
-    def setup(self, stage: str) -> None:
-        """Look at the data again at the start of each run."""
-        self._first_batch_checked = False
+    def check_input(self, x: Tensor) -> None:
+        """A clear error unless ``x`` is finite floating-point data in the support of the loss.
 
-    def on_fit_start(self) -> None:
-        """Tell the penalties how many examples one epoch has, if the data say so."""
-        for penalty in self.penalties.values():
-            assert isinstance(penalty, Penalty)
-            penalty.on_fit_start(self)
-
-    def check_first_batch(self, batch: Any) -> None:
-        """A clear error if ``x`` is not finite floating-point data in the support of the loss; once per run."""
-        if self._first_batch_checked:
-            return
-        self._first_batch_checked = True
-        x = self.get_input(batch)
+        Called with the first batch of each stage; it reads from the device.
+        """
         if not x.is_floating_point():
             raise TypeError(f"x: expected floating-point data, got {x.dtype}; scale bytes to [0, 1] first.")
         if x.ndim < 2 or x.shape[0] == 0:
             raise ValueError(f"x: expected a batch (B, *event) with B > 0, got {tuple(x.shape)}.")
+        own = next((p.dtype for p in self.parameters()), x.dtype)
+        if x.dtype == torch.float64 != own:
+            raise TypeError(f"x: expected {own} as the weights are, got float64; convert it, or set precision=64-true.")
         bad = int((~x.isfinite()).sum())
         if bad:
             raise ValueError(
                 f"x: expected finite numbers, got {bad} NaN or infinite of {x.numel()} in the first batch."
             )
         self.loss.check(x)
-
-    # -- metrics ----------------------------------------------------------------------------------------------
-
-    def _predict(self, output: AutoencoderOutput, x: Tensor) -> Tensor:
-        return self.loss.prediction(output.params, x)
 
     def configure_metrics(self, x: Tensor) -> MetricCollection:
         """Metrics of ``(reconstruction, x)`` for validation and test; override to choose others.

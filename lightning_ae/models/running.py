@@ -58,15 +58,12 @@ class RunningMeans:
         flat = reduce(torch.cat([sums, sums.new_tensor([count])]))
         return dict(zip(self._names, (flat[:-1] / flat[-1]).unbind(), strict=True))
 
-    def state_dict(self, read: bool = False) -> dict[str, Any]:
-        """Plain data for a checkpoint; ``read`` as if it had just been read."""
-        state = dict(vars(self))
-        if read:
-            state.update(_read_sums=self._sums, _read_count=self._count)
-        return {name: value.clone() if isinstance(value, Tensor) else value for name, value in state.items()}
+    def state_dict(self) -> dict[str, Any]:
+        """Plain data for a checkpoint."""
+        return {name: value.clone() if isinstance(value, Tensor) else value for name, value in vars(self).items()}
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
         """Take up what :meth:`state_dict` gave."""
-        vars(self).update(
-            {name: value.to(device) if isinstance(value, Tensor) else value for name, value in state.items()}
-        )
+        for name in vars(self):
+            value = state[name]
+            setattr(self, name, value.to(device) if isinstance(value, Tensor) else value)

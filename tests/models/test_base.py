@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import lightning_ae as ae
 from lightning_ae.codes import Code, CodeOutput
+from lightning_ae.models.running import RunningMeans
 
 
 class Shrink(Code):
@@ -289,7 +290,7 @@ def test_a_training_step_reads_nothing_back_off_log_steps(make_trainer):
     make_trainer(callbacks=Watch(), log_every_n_steps=50).fit(m, data())
     assert Watch.steps == 1
     with _NoReadback():
-        means = m._train_means
+        means = RunningMeans()
         step = m.training_step(torch.rand(4, 6), 0)
         means.update(step["terms"], 4)
 

@@ -1,0 +1,231 @@
+"""Logging off the hot path: terms stay on the device and are read on log steps and epoch ends only.
+
+A callback that every model brings along, rather than hooks of the model: a user's own hooks need no ``super()``, the
+steps that torch.compile traces have no side effects, and ModelCheckpoint, which runs last, saves what is counted here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+from torchmetrics import MetricCollection
+
+from lightning_ae.losses.base import full_precision
+from lightning_ae.models.running import RunningMeans
+
+if TYPE_CHECKING:
+    from lightning_ae.models.base import Autoencoder
+
+
+class Recorder(L.Callback):
+    """Checks the first batch of each stage, logs terms and metrics, and keeps the random state for a resumed run.
+
+    ``train/<term>`` is the mean over the examples since the last log step, ``train/<term>_epoch`` that over the epoch;
+    ``val/`` and ``test/`` hold the means over the set and the model's metrics.
+    """
+
+    def __init__(self) -> None:
+        self._checked: set[str] = set()
+        self._train_means = RunningMeans()
+        self._eval_means: dict[int, RunningMeans] = {}
+        self._eval_metrics: dict[int, MetricCollection] = {}
+        self._random_state: dict[str, Tensor] | None = None
+
+    def _check(self, trainer: L.Trainer, model: Autoencoder, batch: Any) -> None:
+        stage = str(trainer.state.stage)
+        if stage not in self._checked:
+            self._checked.add(stage)
+            model.check_input(model.get_input(batch))
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Look at the data again in each run."""
+        self._checked.clear()
+
+    # -- training ---------------------------------------------------------------------------------------------
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: Autoencoder) -> None:  # type: ignore[override]
+        """Tell the penalties that training starts."""
+        for penalty in pl_module.penalties.values():
+            penalty.on_fit_start(pl_module)  # type: ignore[operator]
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Go on with the random numbers of the interrupted run; with several ranks, give each its own."""
+        shard = trainer.distributed_sampler_kwargs
+        if shard is not None and shard["num_replicas"] > 1:
+            # ranks are seeded alike, and would corrupt their examples alike
+            mixed = np.random.SeedSequence([torch.initial_seed() % 2**63, shard["rank"], trainer.global_step])
+            torch.manual_seed(int(mixed.generate_state(1)[0]))
+        elif self._random_state is not None:
+            _set_random_state(self._random_state, pl_module.device)
+        self._random_state = None
+
+    def on_train_batch_start(  # type: ignore[override]
+        self, trainer: L.Trainer, pl_module: Autoencoder, batch: Any, batch_idx: int
+    ) -> None:
+        """Check the first batch, and start the epoch's means with it."""
+        self._check(trainer, pl_module, batch)
+        if batch_idx == 0:
+            self._train_means.reset()
+
+    def on_train_batch_end(  # type: ignore[override]
+        self, trainer: L.Trainer, pl_module: Autoencoder, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Add the batch to the means; on log steps, log those since the last one."""
+        if not isinstance(outputs, Mapping) or "terms" not in outputs:
+            return  # a training step of the user's own
+        self._train_means.update(outputs["terms"], pl_module.get_input(batch).shape[0])
+        if _is_log_step(trainer):
+            means = self._train_means.recent(_sum_over_ranks(trainer))
+            _log(pl_module, {f"train/{name}": value for name, value in means.items()}, "train/loss", on_epoch=False)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Log the epoch's means."""
+        means = self._train_means.total(_sum_over_ranks(trainer))
+        values = {f"train/{name}_epoch": value for name, value in means.items()}
+        _log(pl_module, values, "train/loss_epoch", on_epoch=True)
+
+    # -- validation and test ----------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        self._eval_means.clear()
+        self._eval_metrics.clear()
+
+    def _add(self, model: Autoencoder, outputs: Any, batch: Any, loader: int) -> None:
+        if not isinstance(outputs, Mapping) or "terms" not in outputs:
+            return
+        x = model.get_input(batch)
+        if loader not in self._eval_means:
+            self._eval_means[loader] = RunningMeans()
+            self._eval_metrics[loader] = model.configure_metrics(x).to(model.device)
+        self._eval_means[loader].update(outputs["terms"], x.shape[0])
+        prediction = model.loss.prediction(outputs["output"].params, x)
+        self._eval_metrics[loader].update(full_precision(prediction), full_precision(x))
+
+    def _finish(self, trainer: L.Trainer, model: L.LightningModule, stage: str) -> None:
+        for loader, means in self._eval_means.items():
+            suffix = f"/dataloader_idx_{loader}" if len(self._eval_means) > 1 else ""
+            values = {**means.total(_sum_over_ranks(trainer)), **self._eval_metrics[loader].compute()}
+            named = {f"{stage}/{name}{suffix}": value for name, value in values.items()}
+            _log(model, named, f"{stage}/loss{suffix}", on_epoch=True)
+
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start means and metrics; remember the random state, so that validation changes nothing in training."""
+        self._start()
+        self._before_validation = _random_state(pl_module.device)
+
+    def on_validation_batch_start(  # type: ignore[override]
+        self, trainer: L.Trainer, pl_module: Autoencoder, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Check the first batch."""
+        self._check(trainer, pl_module, batch)
+
+    def on_validation_batch_end(  # type: ignore[override]
+        self,
+        trainer: L.Trainer,
+        pl_module: Autoencoder,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Add the batch to means and metrics."""
+        self._add(pl_module, outputs, batch, dataloader_idx)
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Log means and metrics."""
+        _set_random_state(self._before_validation, pl_module.device)
+        self._finish(trainer, pl_module, "val")
+
+    def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start means and metrics."""
+        self._start()
+
+    def on_test_batch_start(  # type: ignore[override]
+        self, trainer: L.Trainer, pl_module: Autoencoder, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Check the first batch."""
+        self._check(trainer, pl_module, batch)
+
+    def on_test_batch_end(  # type: ignore[override]
+        self,
+        trainer: L.Trainer,
+        pl_module: Autoencoder,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Add the batch to means and metrics."""
+        self._add(pl_module, outputs, batch, dataloader_idx)
+
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Log means and metrics."""
+        self._finish(trainer, pl_module, "test")
+
+    def on_predict_batch_start(  # type: ignore[override]
+        self, trainer: L.Trainer, pl_module: Autoencoder, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Check the first batch."""
+        self._check(trainer, pl_module, batch)
+
+    # -- resuming ---------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Add what a resumed run needs to equal an uninterrupted one: the random state and the epoch's means.
+
+        On one device only: the file is written by one rank, and what the others have is not in it.
+        """
+        if trainer.world_size == 1:
+            checkpoint["lightning_ae"] = {
+                "random_state": _random_state(pl_module.device),
+                "train_means": self._train_means.state_dict(),
+            }
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Take up the interrupted run, if it is to go on."""
+        state = checkpoint.get("lightning_ae")
+        if state is not None and trainer.state.fn == TrainerFn.FITTING and trainer.world_size == 1:
+            self._random_state = state["random_state"]
+            self._train_means.load_state_dict(state["train_means"], trainer.strategy.root_device)
+
+
+def _is_log_step(trainer: Any) -> bool:
+    # asked as Lightning's own monitors ask; with accumulation only the batch that steps counts
+    if trainer.fit_loop._should_accumulate() and trainer.lightning_module.automatic_optimization:
+        return False
+    return bool(trainer._logger_connector.should_update_logs or trainer.fast_dev_run)
+
+
+def _log(model: L.LightningModule, values: Mapping[str, Tensor], loss: str, *, on_epoch: bool) -> None:
+    # already reduced: sync_dist at epoch ends only tells Lightning so; and the keys name the dataloader themselves
+    options: Any = {
+        "on_step": not on_epoch,
+        "on_epoch": on_epoch,
+        "sync_dist": on_epoch,
+        "batch_size": 1,
+        "add_dataloader_idx": False,
+    }
+    model.log_dict({name: value for name, value in values.items() if name != loss}, **options)
+    if loss in values:
+        model.log(loss, values[loss], prog_bar=True, **options)
+
+
+def _sum_over_ranks(trainer: L.Trainer) -> Any:
+    return lambda tensor: trainer.strategy.reduce(tensor, reduce_op="sum")
+
+
+def _random_state(device: torch.device) -> dict[str, Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    return {**state, "cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else state
+
+
+def _set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
+    torch.set_rng_state(state["cpu"].cpu())
+    if "cuda" in state and device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"].cpu(), device)
