@@ -5,7 +5,7 @@ The flow is ``x → corruption → encoder → code → decoder → loss → ter
 """
 
 from lightning_ae.callbacks import PredictionWriter, load_predictions
-from lightning_ae.checkpoint import Rebuildable, load
+from lightning_ae.checkpoint import load
 from lightning_ae.codes import Code, CodeOutput, Identity
 from lightning_ae.corruption import Corruption, GaussianNoise, MaskingNoise, SaltAndPepper
 from lightning_ae.data import (
@@ -68,6 +68,7 @@ from lightning_ae.penalties import (
     Total,
     WeightPrior,
 )
+from lightning_ae.rebuildable import Rebuildable
 
 __version__ = "0.1.0.dev0"
 

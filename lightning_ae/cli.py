@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import json
+import math
 import sys
 import warnings
 from argparse import ArgumentParser
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import yaml
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 import lightning_ae
 from lightning_ae.callbacks import PredictionWriter
-from lightning_ae.checkpoint import read_tree, resolve
+from lightning_ae.checkpoint import read_tree
+from lightning_ae.rebuildable import resolve
 
 
 class AutoencoderCLI(LightningCLI):
@@ -28,6 +30,9 @@ class AutoencoderCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Link the shape of the data into models that take one."""
         parser.link_arguments("data.in_shape", "model.init_args.in_shape", apply_on="instantiate")
+
+    def _parse_ckpt_path(self) -> None:
+        """Leave the model as it was named; Lightning would build whatever classes the checkpoint asks for."""
 
     def before_predict(self) -> None:
         """Send predictions to disk."""
@@ -49,15 +54,43 @@ def with_model_of_checkpoint(args: Sequence[str]) -> list[str]:
     peek.add_argument("-c", "--config")
     known, rest = peek.parse_known_args(args)
     named = any(arg.startswith(("--model", "--print_config", "-h", "--help")) for arg in rest)
-    if known.ckpt_path is None or known.config is not None or named:
+    if known.ckpt_path in (None, "last", "best", "hpc", "registry") or known.config is not None or named:
         return list(args)
+    if "fit" in rest:
+        raise ValueError(
+            "fit from a checkpoint needs the configuration of the interrupted run, with its optimizer and Trainer: "
+            "lightning-ae fit -c <log_dir>/config.yaml --ckpt_path ..."
+        )
     tree = read_tree(known.ckpt_path)
-    resolve(tree["class_path"], (lightning_ae.__name__,))
-    try:
-        text = json.dumps(tree)
-    except TypeError as error:
-        raise ValueError(f"{known.ckpt_path}: the model has tensors among its arguments; pass --model.") from error
-    return [*args, f"--model={text}"]
+    _check_tree(tree, known.ckpt_path)
+    # YAML rather than JSON, which has no infinity
+    return [*args, "--model=" + yaml.safe_dump(_plain(tree), default_flow_style=True, width=math.inf).strip()]
+
+
+def _check_tree(node: Any, path: str) -> None:
+    """Raise unless all classes are this package's and everything is recorded: the CLI imports what it is told."""
+    if isinstance(node, Mapping):
+        if "not_recorded" in node or "same_as" in node:
+            raise ValueError(
+                f"{path}: its model has parts that are tied by hand or are not of lightning_ae. Name the model with "
+                "--model or --config, or load it in Python with lightning_ae.load."
+            )
+        if "class_path" in node:
+            resolve(node["class_path"], (lightning_ae.__name__,))
+        for item in node.values():
+            _check_tree(item, path)
+    elif isinstance(node, (list, tuple)):
+        for item in node:
+            _check_tree(item, path)
+    elif not isinstance(node, (bool, int, float, str, type(None))):
+        raise ValueError(f"{path}: its model has a {type(node).__name__} among its arguments; name it with --model.")
+
+
+def _plain(node: Any) -> Any:
+    """Tuples as lists."""
+    if isinstance(node, Mapping):
+        return {key: _plain(item) for key, item in node.items()}
+    return [_plain(item) for item in node] if isinstance(node, (list, tuple)) else node
 
 
 def main(args: Sequence[str] | dict[str, Any] | None = None) -> AutoencoderCLI:

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from lightning_ae.checkpoint import Rebuildable
+from lightning_ae.rebuildable import Rebuildable
 
 
 class Corruption(Rebuildable, nn.Module, ABC):
@@ -33,8 +33,8 @@ class Corruption(Rebuildable, nn.Module, ABC):
 class GaussianNoise(Corruption):
     r"""Add white noise: :math:`\tilde x = x + \epsilon`, :math:`\epsilon \sim N(0, \sigma^2 I)`.
 
-    For small :math:`\sigma` the optimal denoiser points along the score: :math:`\hat x - x \approx \sigma^2\,
-    \nabla \ln p(x)`.
+    The optimal denoiser points along the score of the noisy data: :math:`\hat x - \tilde x = \sigma^2\,
+    \nabla \ln p(\tilde x)`.
 
     Args:
         std: :math:`\sigma \ge 0`, in units of ``x``.

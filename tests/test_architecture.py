@@ -13,15 +13,16 @@ import lightning_ae
 PACKAGE = Path(lightning_ae.__file__).parent
 LOW = {"data", "corruption", "networks", "codes", "losses", "metrics"}
 ALLOWED = {
-    **{room: {"checkpoint"} for room in LOW},
-    "checkpoint": set(),
-    "penalties": LOW | {"checkpoint"},
-    "models": LOW | {"checkpoint", "penalties"},
+    **{room: {"rebuildable"} for room in LOW},
+    "rebuildable": set(),
+    "checkpoint": {"rebuildable"},
+    "penalties": LOW | {"checkpoint", "rebuildable"},
+    "models": LOW | {"checkpoint", "rebuildable", "penalties"},
     "callbacks": {"metrics", "losses", "models"},
-    "pareto": LOW | {"checkpoint", "penalties", "models", "callbacks"},
-    "cli": LOW | {"checkpoint", "penalties", "models", "callbacks", "pareto", ""},
+    "pareto": LOW | {"checkpoint", "rebuildable", "penalties", "models", "callbacks"},
+    "cli": LOW | {"checkpoint", "rebuildable", "penalties", "models", "callbacks", "pareto", ""},
     "__main__": {"cli"},
-    "__init__": LOW | {"checkpoint", "penalties", "models", "callbacks", "pareto"},
+    "__init__": LOW | {"checkpoint", "rebuildable", "penalties", "models", "callbacks", "pareto"},
 }
 
 

@@ -7,12 +7,13 @@ import subprocess
 import sys
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import lightning_ae as ae
-from lightning_ae.checkpoint import describe, rebuild
+from lightning_ae.rebuildable import describe, rebuild
 
 
 def halve(x: torch.Tensor) -> torch.Tensor:
@@ -149,6 +150,57 @@ def test_a_truncated_checkpoint_is_an_error_that_says_so(keep, tmp_path):
     path.write_bytes(whole[: int(keep * len(whole)) if keep < 1 else keep])
     with pytest.raises(ValueError, match=r"m.ckpt is not a readable checkpoint \(cut short"):
         ae.load(path)
+
+
+def test_attributes_that_changed_in_training_are_kept(tmp_path):
+    mix = ae.AlphaMix(ae.SquaredError(), ae.LaplaceNLL(), 0.5)
+    sums = ae.WeightedLoss({"mix": mix, "l": ae.LaplaceNLL()})
+    model = ae.MLPAutoencoder(6, 2, loss=sums, penalties={"q": ae.OrthogonalityPenalty(1.0)})
+    mix.alpha, sums.weights["l"], model.penalties["q"].weight = 0.25, 3.0, 0.125
+    again = ae.load(save(model, tmp_path / "m.ckpt"))
+    assert again.loss.losses["mix"].alpha == 0.25
+    assert again.loss.weights == {"mix": 1.0, "l": 3.0}
+    assert again.penalties["q"].weight == 0.125
+
+
+def test_defaults_are_recorded_so_that_they_may_change(tmp_path):
+    assert Smooth(3).hparams["init_args"] == {"width": 3, "rate": 0.5}
+
+
+def test_numpys_numbers_and_arrays_are_arguments_like_others(tmp_path):
+    class WithArray(ae.Autoencoder):
+        def __init__(self, scale, rate):
+            super().__init__(*ae.mlp_pair(6, 2), lr=rate)
+
+    model = WithArray(np.arange(3.0), np.float64(0.25))
+    again = WithArray.load_from_checkpoint(save(model, tmp_path / "m.ckpt"))
+    assert again.lr == 0.25
+    assert again.hparams["init_args"]["scale"].tolist() == [0.0, 1.0, 2.0]
+
+
+def test_a_renamed_class_is_named_again(tmp_path):
+    class Renamed(Smooth):
+        pass
+
+    path = save(Smooth(3), tmp_path / "m.ckpt")
+    with pytest.raises(TypeError, match=r"holds a .*Smooth, not a .*Renamed.*load\(path, cls=Renamed\)"):
+        Renamed.load_from_checkpoint(path)
+    assert type(ae.load(path, cls=Renamed)) is Renamed
+
+
+def test_loading_leaves_the_random_numbers_of_the_next_fit_alone(make_trainer, tmp_path):
+    data = ae.TensorDataModule(torch.rand(16, 6), batch_size=8, val_fraction=0.0)
+    first = make_trainer()
+    first.fit(ae.DenoisingAutoencoder(6, 2), data)
+    first.save_checkpoint(tmp_path / "m.ckpt")
+    ends = []
+    for seed in (1, 2):
+        model = ae.load(tmp_path / "m.ckpt")
+        make_trainer().test(model, torch.utils.data.DataLoader(torch.rand(8, 6)), tmp_path / "m.ckpt", verbose=False)
+        L.seed_everything(seed, verbose=False)
+        make_trainer().fit(model, data)
+        ends.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    assert not torch.equal(*ends)
 
 
 def test_a_missing_file_and_a_foreign_checkpoint_are_errors(tmp_path):

@@ -104,6 +104,40 @@ def test_a_checkpoint_that_names_foreign_code_is_not_followed():
         run("predict", "--ckpt_path", "m.ckpt", "--data", "DigitsDataModule")
 
 
+def test_a_checkpoint_cannot_make_it_import_code(tmp_path, monkeypatch):
+    """Neither the model's own class nor one nested in its arguments, whether the model is named or not."""
+    (tmp_path / "evil.py").write_text("open('ran', 'w').close()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    run("fit", "--model=LinearAutoencoder", "--model.latent_dim=2", "--data=DigitsDataModule", "--trainer.max_epochs=1")
+    path = checkpoint()
+    state = torch.load(path)
+    state["hyper_parameters"]["init_args"]["corruption"] = {"class_path": "evil.Net", "init_args": {}}
+    torch.save(state, path)
+    with pytest.raises(ValueError, match=r"asks for evil\.Net, which is not part of lightning_ae"):
+        run("predict", "--ckpt_path", path, "--data=DigitsDataModule")
+    run("test", "--ckpt_path", path, "--model=LinearAutoencoder", "--model.latent_dim=2", "--data=DigitsDataModule")
+    assert not Path("ran").exists()
+
+
+def test_a_flat_prior_and_a_tied_model_in_a_checkpoint(make_trainer):
+    encoder = ae.LinearEncoder((1, 8, 8), 2)
+    flat = ae.LinearAutoencoder((1, 8, 8), 2, penalties={"p": ae.WeightPrior(prior_variance=float("inf"))})
+    tied = ae.Autoencoder(encoder, ae.LinearDecoder(2, (1, 8, 8), tied_to=encoder))
+    for name, model in (("flat", flat), ("tied", tied)):
+        trainer = make_trainer()
+        trainer.fit(model, ae.DigitsDataModule())
+        trainer.save_checkpoint(f"{name}.ckpt")
+    assert run("test", "--ckpt_path=flat.ckpt", "--data=DigitsDataModule").model.penalties["p"].weight == 0
+    with pytest.raises(ValueError, match="tied by hand"):
+        run("test", "--ckpt_path=tied.ckpt", "--data=DigitsDataModule")
+
+
+def test_fit_goes_on_from_the_configuration_and_says_so():
+    Path("m.ckpt").touch()
+    with pytest.raises(ValueError, match=r"lightning-ae fit -c <log_dir>/config.yaml --ckpt_path"):
+        run("fit", "--ckpt_path", "m.ckpt", "--data=DigitsDataModule")
+
+
 def test_it_runs_as_a_module():
     done = subprocess.run([sys.executable, "-m", "lightning_ae", "--help"], capture_output=True, text=True, check=True)
     assert "{fit,validate,test,predict}" in done.stdout

@@ -103,6 +103,11 @@ class PredictionWriter(BasePredictionWriter):
             return _to_numpy(loader.indices(batch_idx))
         if batch_indices:
             return np.asarray(batch_indices)
+        if trainer.world_size > 1:
+            raise ValueError(
+                f"PredictionWriter cannot tell which examples a {type(loader).__name__} gives to which rank; "
+                "use a data module of lightning_ae, or one device."
+            )
         return np.arange(self._seen, self._seen + size)
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

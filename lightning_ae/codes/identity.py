@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from lightning_ae.checkpoint import Rebuildable
+from lightning_ae.rebuildable import Rebuildable
 
 
 class CodeOutput(NamedTuple):
@@ -27,6 +27,9 @@ class Code(Rebuildable, nn.Module, ABC):
 
     A code and its penalty cannot be separated (posterior and KL, codebook and commitment), so they are one object.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
 
     @abstractmethod
     def forward(self, h: Tensor) -> CodeOutput:

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from lightning_ae.checkpoint import Rebuildable
+from lightning_ae.rebuildable import Rebuildable
 
 Activation = Literal["identity", "sigmoid", "tanh", "relu"]
 
@@ -44,6 +44,9 @@ class ReconstructionLoss(Rebuildable, nn.Module, ABC):
     output_range: tuple[float, float] = (-math.inf, math.inf)
     #: How many numbers the decoder gives for each number of ``x``; they are blocks along the first event dimension.
     params_per_feature: int = 1
+
+    def __init__(self) -> None:
+        super().__init__()
 
     @abstractmethod
     def mean(self, params: Tensor) -> Tensor:
@@ -111,7 +114,7 @@ class ActivatedLoss(ReconstructionLoss):
 
     def mean(self, params: Tensor) -> Tensor:
         """The activation, applied."""
-        return _ACTIVATIONS[self.output_activation][0](params)
+        return _ACTIVATIONS[self.output_activation][0](full_precision(params))
 
 
 class SquaredError(ActivatedLoss, PointwiseLoss):

@@ -128,17 +128,18 @@ class NegativeBinomialNLL(_CountLikelihood):
         return self._nll(self.log_mean(params, x.flatten(1).sum(1)), x)
 
     def _nll(self, log_mean: Tensor, x: Tensor) -> Tensor:
-        log_theta = full_precision(self.log_inverse_dispersion)
-        theta = log_theta.exp()
-        # ln Γ(x + θ) − ln Γ(θ) is a small difference of large numbers: float64, where the device has it
+        # for large θ small differences of large numbers, in the value and in the gradient: float64, where there is one
         wide = torch.float32 if x.device.type == "mps" else torch.float64
-        rising = torch.lgamma(x.to(wide) + theta.to(wide)) - torch.lgamma(theta.to(wide))
-        return (
-            torch.lgamma(x + 1)
-            - rising.to(x.dtype)
+        log_mean, counts, log_theta = log_mean.to(wide), x.to(wide), self.log_inverse_dispersion.to(wide)
+        theta = log_theta.exp()
+        nll = (
+            torch.lgamma(theta)
+            + torch.lgamma(counts + 1)
+            - torch.lgamma(counts + theta)
             + theta * functional.softplus(log_mean - log_theta)
-            + x * functional.softplus(log_theta - log_mean)
+            + counts * functional.softplus(log_theta - log_mean)
         )
+        return nll.to(x.dtype)
 
     def sample(self, params: Tensor, library: Tensor | None = None) -> Tensor:
         """Draw counts; with ``library_size`` pass the totals ``(B,)``, else they are one."""

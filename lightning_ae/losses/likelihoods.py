@@ -63,7 +63,7 @@ class _ScaledLikelihood(Likelihood):
 
     def mean(self, params: Tensor) -> Tensor:
         """The decoder's output itself."""
-        return params
+        return full_precision(params)
 
 
 class GaussianNLL(_ScaledLikelihood):
@@ -174,11 +174,11 @@ class BernoulliNLL(_UnitInterval):
 
     def mean(self, params: Tensor) -> Tensor:
         """Probability of a one."""
-        return params.sigmoid()
+        return full_precision(params).sigmoid()
 
     def pointwise(self, params: Tensor, x: Tensor) -> Tensor:
         """Cross-entropy of each number."""
-        return functional.softplus(params) - x * params
+        return functional.binary_cross_entropy_with_logits(params, x, reduction="none")
 
     def sample(self, params: Tensor) -> Tensor:
         """Draw zeros and ones."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast
@@ -10,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lightning_ae.checkpoint import Rebuildable
-from lightning_ae.losses.base import ActivatedLoss, Activation, full_precision
+from lightning_ae.losses.base import ActivatedLoss, Activation
+from lightning_ae.rebuildable import Rebuildable
 
 Features: TypeAlias = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 
@@ -31,7 +32,12 @@ class FrozenModule(nn.Module):
         self._held = (module.eval().requires_grad_(False),)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenModule:
-        self._held[0]._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        # to the device, and to float64, but never to half precision: losses are computed in full
+        held = self._held[0]
+        for tensor in itertools.chain(held.parameters(), held.buffers()):
+            there = fn(tensor.new_empty(0))
+            held.to(there.device, None if there.dtype in (torch.float16, torch.bfloat16) else there.dtype)
+            break
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
@@ -76,12 +82,13 @@ class FeatureLoss(ActivatedLoss):
     def forward(self, params: Tensor, x: Tensor) -> Tensor:
         """Squared distance in the feature space, ``(B,)``."""
         params, x = self._prepare(params, x)
-        with torch.no_grad():
-            target = _tensors(self.features(x))
-        distances = [
-            (full_precision(ours) - full_precision(theirs)).flatten(1).square().sum(1)
-            for ours, theirs in zip(_tensors(self.features(self.mean(params))), target, strict=True)
-        ]
+        with torch.autocast(x.device.type, enabled=False):
+            with torch.no_grad():
+                target = _tensors(self.features(x))
+            distances = [
+                (ours - theirs).flatten(1).square().sum(1)
+                for ours, theirs in zip(_tensors(self.features(self.mean(params))), target, strict=True)
+            ]
         return torch.stack(distances).sum(0)
 
 
@@ -145,6 +152,7 @@ class TorchvisionFeatures(Rebuildable, nn.Module):
             ``torchvision.models.feature_extraction.get_graph_node_names`` lists them.
         weights: a local file with the model's ``state_dict``; the name of torchvision weights, which are downloaded,
             e.g. ``"DEFAULT"``; or None for random ones, which still compare textures.
+        seed: draws the random weights, the same ones each time.
 
     Shapes:
         ``(B, 1 or 3, H, W)`` to one tensor ``(B, ...)`` for each layer.
@@ -164,7 +172,7 @@ class TorchvisionFeatures(Rebuildable, nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, model: str, layers: Sequence[str], weights: str | Path | None = None) -> None:
+    def __init__(self, model: str, layers: Sequence[str], weights: str | Path | None = None, seed: int = 0) -> None:
         super().__init__()
         from torchvision import models
         from torchvision.models.feature_extraction import create_feature_extractor
@@ -172,9 +180,17 @@ class TorchvisionFeatures(Rebuildable, nn.Module):
         is_file = weights is not None and Path(weights).is_file()
         if isinstance(weights, Path) and not is_file:
             raise ValueError(f"weights: no file at {weights}.")
-        network = models.get_model(model, weights=None if is_file else weights)
+        try:
+            with torch.random.fork_rng(devices=()):
+                torch.manual_seed(seed)
+                network = models.get_model(model, weights=None if is_file else weights)
+        except KeyError as error:
+            raise ValueError(f"weights: neither a file nor weights of {model}: {weights}.") from error
         if is_file:
             network.load_state_dict(torch.load(cast("str", weights), map_location="cpu", weights_only=True))
+        for module in network.modules():
+            if hasattr(module, "inplace"):
+                module.inplace = False  # would overwrite the activations of the layer before
         self.network = create_feature_extractor(network.eval(), {name: name for name in layers})
         self.layers = tuple(layers)
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), persistent=False)

@@ -8,10 +8,11 @@ from typing import cast
 from torch import Tensor, nn
 
 from lightning_ae.losses.base import ReconstructionLoss
+from lightning_ae.rebuildable import KeepsAttributes
 
 
-class WeightedLoss(ReconstructionLoss):
-    r"""A weighted sum of losses :math:`\sum_j w_j L_j`, each of them logged raw under its name.
+class WeightedLoss(KeepsAttributes, ReconstructionLoss):
+    r"""A weighted sum of losses :math:`\sum_j w_j L_j`, each of them logged raw as ``reconstruction/<name>``.
 
     The first loss owns the output activation: :math:`\hat x` is its prediction, computed once. A loss without an
     activation of its own (SSIM, features, squared error) is scored on that :math:`\hat x`; one with the same activation
@@ -37,6 +38,8 @@ class WeightedLoss(ReconstructionLoss):
         tensor([4.])
     """
 
+    kept: tuple[str, ...] = ("weights",)
+
     def __init__(self, losses: Mapping[str, ReconstructionLoss], weights: Mapping[str, float] | None = None) -> None:
         super().__init__()
         if not losses:
@@ -54,6 +57,11 @@ class WeightedLoss(ReconstructionLoss):
                 raise ValueError(
                     f"losses: the first applies {first.output_activation}, but {name!r} {loss.output_activation}."
                 )
+            if loss.output_activation != "identity" and loss.params_per_feature != first.params_per_feature:
+                raise ValueError(
+                    f"losses: the first wants {first.params_per_feature} numbers of the decoder for each of x, but "
+                    f"{name!r} {loss.params_per_feature}."
+                )
 
     def mean(self, params: Tensor) -> Tensor:
         """The mean of the first loss."""
@@ -69,7 +77,7 @@ class WeightedLoss(ReconstructionLoss):
             loss.check(x)
 
     def terms(self, params: Tensor, x: Tensor) -> dict[str, Tensor]:
-        """The weighted sum as ``"reconstruction"``, and the raw losses by name."""
+        """The weighted sum as ``"reconstruction"``, and the raw losses as ``"reconstruction/<name>"``."""
         first, x_hat = self._first, self.prediction(params, x)
         raw = {
             name: loss(params if loss is first or loss.output_activation != "identity" else x_hat, x)
@@ -77,7 +85,8 @@ class WeightedLoss(ReconstructionLoss):
         }
         weights = self.current_weights()
         weighted = [weights[name] * value for name, value in raw.items()]
-        return {"reconstruction": sum(weighted[1:], start=weighted[0]), **raw}
+        parts = {f"reconstruction/{name}": value for name, value in raw.items()}
+        return {"reconstruction": sum(weighted[1:], start=weighted[0]), **parts}
 
     def current_weights(self) -> dict[str, float]:
         """The weight of each loss now."""
@@ -100,7 +109,8 @@ class AlphaMix(WeightedLoss):
 
     With squared error and features it is :math:`\alpha\|x - \hat x\|^2 + (1 - \alpha)\|\Phi x - \Phi\hat x\|^2`:
     :math:`\alpha = 1` is the pixel loss, 0 the perceptual one, and between them lies the front that
-    :func:`lightning_ae.sweep` draws. Both raw losses are logged, as ``pixel`` and ``perceptual``.
+    :func:`lightning_ae.sweep` draws. Both raw losses are logged, as
+    ``reconstruction/pixel`` and ``reconstruction/perceptual``.
 
     Args:
         pixel: the loss that owns the output activation.
@@ -123,6 +133,8 @@ class AlphaMix(WeightedLoss):
         >>> loss(torch.ones(1, 1, 4, 4), torch.zeros(1, 1, 4, 4))  # 16 pixels off by 1, no edge
         tensor([8.])
     """
+
+    kept = ("alpha",)
 
     def __init__(self, pixel: ReconstructionLoss, perceptual: ReconstructionLoss, alpha: float = 0.5) -> None:
         if not 0 <= alpha <= 1:

@@ -52,9 +52,11 @@ class BitsPerDim(Metric):
             nll: negative log-likelihood of each example in nats, ``(B,)``.
             dims: how many numbers an example has.
         """
-        self.nats = self.nats + nll.detach().sum()
+        # float64, where there is one, so that a data set of any size adds up
+        wide = torch.float32 if nll.device.type == "mps" else torch.float64
+        self.nats = self.nats + nll.detach().to(wide).sum()
         self.dims = self.dims + dims * nll.numel()
 
     def compute(self) -> Tensor:
         """Bits per dimension over all examples, without dimensions."""
-        return self.nats / self.dims / math.log(2) - math.log2(self.resolution)
+        return (self.nats / self.dims / math.log(2) - math.log2(self.resolution)).float()

@@ -37,7 +37,7 @@ def subspace_angles(a: Tensor, b: Tensor) -> Tensor:
     if a.shape[1] < b.shape[1]:
         a, b = b, a
     with torch.autocast(a.device.type, enabled=False):
-        qa, qb = torch.linalg.qr(a).Q, torch.linalg.qr(b).Q
+        qa, qb = (torch.linalg.qr(m.float() if m.dtype in (torch.float16, torch.bfloat16) else m).Q for m in (a, b))
         overlap = qa.t() @ qb
         cosines = torch.linalg.svdvals(overlap).flip(0)  # ascending, so that angles descend
         sines = torch.linalg.svdvals(qb - qa @ overlap)
@@ -81,7 +81,7 @@ class SubspaceAngle(Metric):
 
     def update(self, matrix: Tensor) -> None:
         """Compare the span of a matrix; the last one counts."""
-        reference = self.reference.to(matrix.dtype)
+        reference = self.reference.to(matrix.device, matrix.dtype)
         self.angle = subspace_angles(matrix.detach(), reference)[0].to(self.angle.dtype)
 
     def compute(self) -> Tensor:

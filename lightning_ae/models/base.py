@@ -15,14 +15,31 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
-from lightning_ae.checkpoint import Rebuildable, describe, load_as
+from lightning_ae.checkpoint import load_as
 from lightning_ae.codes import Code, Identity
 from lightning_ae.losses import ReconstructionLoss, SquaredError
 from lightning_ae.metrics import reconstruction_metrics
 from lightning_ae.models.recorder import Recorder
 from lightning_ae.penalties import Penalty
+from lightning_ae.rebuildable import Rebuildable, describe
 
 _SQUASHING = (nn.Sigmoid, nn.Tanh, nn.ReLU, nn.Softmax, nn.Softplus, nn.Hardtanh, nn.LogSigmoid, nn.LogSoftmax)
+_SHAPING = (nn.Flatten, nn.Unflatten, nn.Identity, nn.Dropout)
+#: names that cannot be a penalty's: the sums, and the metrics beside which terms are logged
+_RESERVED = {"loss", "reconstruction", "mse", "mae", "fvu", "psnr", "ssim", "ms_ssim"}
+
+
+def _check_type(name: str, value: Any, *types: type | None) -> None:
+    expected = tuple(kind for kind in types if kind is not None)
+    if not (isinstance(value, expected) or (value is None and None in types)):
+        got = f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
+        raise TypeError(f"{name}: expected a {expected[0].__name__}, got {got}.")
+
+
+def check_loss(loss: ReconstructionLoss | None) -> ReconstructionLoss:
+    """The loss given, or :class:`SquaredError` for None; a ``TypeError`` for anything else."""
+    _check_type("loss", loss, ReconstructionLoss, None)
+    return SquaredError() if loss is None else loss
 
 
 class AutoencoderOutput(NamedTuple):
@@ -53,9 +70,12 @@ class Autoencoder(Rebuildable, L.LightningModule):
 
     reconstruction, what the code charges, and penalties; the training loss is its mean over the batch. Losses sum
     over the event, so the objective does not depend on batch size, accumulation or number of devices, and is in
-    nats for a likelihood. Each term is logged raw, without its weight, as ``train/<term>``, ``val/<term>``,
-    ``test/<term>`` beside ``.../loss``. In training the logged number is the mean over the steps since the last
-    one logged, and ``train/<term>_epoch`` that over the epoch; nothing is read from the device in between.
+    nats for a likelihood. (In gradients a smaller last batch weighs as much as a full one, as everywhere in
+    Lightning; ``drop_last`` avoids it.)
+
+    Each term is logged raw, without its weight, as ``train/<term>``, ``val/<term>``, ``test/<term>`` beside
+    ``.../loss``. In training the logged number is the mean over the steps since the last one logged, and
+    ``train/<term>_epoch`` that over the epoch; nothing is read from the device in between.
 
     Subclass it to choose the boxes, or override :meth:`terms`, :meth:`objective`, :meth:`configure_metrics` or
     :meth:`configure_optimizers`; the step is shared and need not be touched.
@@ -99,14 +119,17 @@ class Autoencoder(Rebuildable, L.LightningModule):
         batch_key: str = "x",
     ) -> None:
         super().__init__()
+        _check_type("encoder", encoder, nn.Module)
+        _check_type("decoder", decoder, nn.Module)
+        _check_type("code", code, Code, None)
+        _check_type("penalties", penalties, Mapping, None)
+        for name, penalty in (penalties or {}).items():
+            _check_type(f"penalties[{name!r}]", penalty, Penalty)
         self._record(describe(self))
         self.encoder = encoder
         self.decoder = decoder
-        self.loss = SquaredError() if loss is None else loss
+        self.loss = check_loss(loss)
         self.code = Identity() if code is None else code
-        for name, penalty in (penalties or {}).items():
-            if not isinstance(penalty, Penalty):
-                raise TypeError(f"penalties: expected a Penalty for {name!r}, got a {type(penalty).__name__}.")
         self.penalties = nn.ModuleDict(dict(penalties or {}))
         self.corruption = nn.Identity() if corruption is None else corruption
         self.lr = lr
@@ -121,13 +144,13 @@ class Autoencoder(Rebuildable, L.LightningModule):
         self._log_hyperparams = True
 
     def _check_boxes(self) -> None:
-        taken = ({"loss", "reconstruction"} | set(self.code.weights())) & set(self.penalties)
+        taken = (_RESERVED | set(self.code.weights())) & set(self.penalties)
         if taken:
             raise ValueError(f"penalties: {sorted(taken)} is the name of another term; choose another key.")
-        last = list(self.decoder.modules())[-1]
-        if isinstance(last, _SQUASHING) and self.loss.output_activation != "identity":
+        last = [module for module in self.decoder.modules() if not isinstance(module, _SHAPING)][-1:]
+        if last and isinstance(last[0], _SQUASHING) and self.loss.output_activation != "identity":
             warnings.warn(
-                f"The decoder ends in {type(last).__name__}, and {type(self.loss).__name__} applies "
+                f"The decoder ends in {type(last[0]).__name__}, and {type(self.loss).__name__} applies "
                 f"{self.loss.output_activation} to its output once more, which squeezes the reconstruction into part "
                 "of its range. Remove the decoder's last activation: the loss owns it.",
                 stacklevel=3,
@@ -197,6 +220,9 @@ class Autoencoder(Rebuildable, L.LightningModule):
         x = self.get_input(batch)
         output = self(self.corruption(x))
         terms = self.terms(x, output)
+        for name, term in terms.items():
+            if term.shape not in ((), x.shape[:1]):
+                raise ValueError(f"terms: {name!r} must have shape ({x.shape[0]},) or (), got {tuple(term.shape)}.")
         loss = self.objective(terms).mean()
         means = {"loss": loss.detach(), **{name: term.detach().mean() for name, term in terms.items()}}
         return {"loss": loss, "output": output.detach(), "terms": means}
@@ -239,7 +265,10 @@ class Autoencoder(Rebuildable, L.LightningModule):
         Called with the first batch of each stage; it reads from the device.
         """
         if not x.is_floating_point():
-            raise TypeError(f"x: expected floating-point data, got {x.dtype}; scale bytes to [0, 1] first.")
+            raise TypeError(
+                f"x: expected floating-point data, got {x.dtype}. Is x the first item of the batch? Scale bytes to "
+                "[0, 1]; call .float() on counts."
+            )
         if x.ndim < 2 or x.shape[0] == 0:
             raise ValueError(f"x: expected a batch (B, *event) with B > 0, got {tuple(x.shape)}.")
         own = next((p.dtype for p in self.parameters()), x.dtype)
@@ -260,9 +289,15 @@ class Autoencoder(Rebuildable, L.LightningModule):
 
         Returns:
             The collection chosen by the shape of the data: see :func:`reconstruction_metrics`. The range of image
-            data is that of the loss's output if it is bounded, else 1.
+            data, for PSNR and SSIM, is that of the loss's output if it is bounded, else 1.
         """
         low, high = self.loss.output_range
+        if not math.isfinite(high - low) and x.ndim == 4 and x.amax() - x.amin() > 1:
+            warnings.warn(
+                f"psnr and ssim take images to have a range of 1, but the first batch has {x.amax() - x.amin():.4g}: "
+                "scale them, or override configure_metrics with reconstruction_metrics(shape, data_range).",
+                stacklevel=2,
+            )
         return reconstruction_metrics(x.shape[1:], data_range=high - low if math.isfinite(high - low) else 1.0)
 
     @classmethod

@@ -32,7 +32,8 @@ class ContractiveAutoencoder(MLPAutoencoder):
         ``x``: ``(B, *in_shape)``; ``z``: ``(B, latent_dim)``.
 
     Raises:
-        ValueError: as :class:`MLPAutoencoder` and :class:`JacobianPenalty`.
+        ValueError: as :class:`MLPAutoencoder` and :class:`JacobianPenalty`, or if ``penalties`` has a
+            ``"contractive"`` of its own.
 
     Source: Rifai et al. 2011, https://icml.cc/2011/papers/455_icmlpaper.pdf.
 
@@ -53,6 +54,8 @@ class ContractiveAutoencoder(MLPAutoencoder):
         penalties: Mapping[str, Penalty] | None = None,
         **kwargs: Any,
     ) -> None:
+        if "contractive" in (penalties or {}):
+            raise ValueError("penalties: 'contractive' is the one this class adds; choose another name.")
         super().__init__(
             in_shape,
             latent_dim,

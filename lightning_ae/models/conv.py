@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from lightning_ae.losses import ReconstructionLoss, SquaredError
-from lightning_ae.models.base import Autoencoder
+from lightning_ae.losses import ReconstructionLoss
+from lightning_ae.models.base import Autoencoder, check_loss
 from lightning_ae.networks import conv_pair
 from lightning_ae.networks.init import Activation, Norm
 from lightning_ae.networks.shapes import check_shape
@@ -54,7 +54,7 @@ class ConvAutoencoder(Autoencoder):
         loss: ReconstructionLoss | None = None,
         **kwargs: Any,
     ) -> None:
-        loss = SquaredError() if loss is None else loss
+        loss = check_loss(loss)
         encoder, decoder = conv_pair(
             in_shape,
             latent_dim,

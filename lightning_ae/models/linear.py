@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_ae.losses import ReconstructionLoss, SquaredError
-from lightning_ae.models.base import Autoencoder
+from lightning_ae.losses import ReconstructionLoss
+from lightning_ae.models.base import Autoencoder, check_loss
 from lightning_ae.networks import LinearDecoder, LinearEncoder
 from lightning_ae.networks.shapes import Shape, check_shape
 
@@ -54,7 +54,7 @@ class LinearAutoencoder(Autoencoder):
         loss: ReconstructionLoss | None = None,
         **kwargs: Any,
     ) -> None:
-        loss = SquaredError() if loss is None else loss
+        loss = check_loss(loss)
         encoder = LinearEncoder(in_shape, latent_dim, bias)
         out_shape = loss.params_shape(check_shape(in_shape))
         decoder = LinearDecoder(latent_dim, out_shape, bias, tied_to=encoder if tied else None)

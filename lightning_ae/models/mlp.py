@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from lightning_ae.losses import ReconstructionLoss, SquaredError
-from lightning_ae.models.base import Autoencoder
+from lightning_ae.losses import ReconstructionLoss
+from lightning_ae.models.base import Autoencoder, check_loss
 from lightning_ae.networks import mlp_pair
 from lightning_ae.networks.init import Activation, Norm
+from lightning_ae.networks.mlp import InputTransform
 from lightning_ae.networks.shapes import Shape, check_shape
 
 
@@ -24,6 +25,7 @@ class MLPAutoencoder(Autoencoder):
         latent_activation: name of an activation on the encoder's output.
         tied: whether the decoder uses the encoder's weights, transposed.
         bias_init: where the hidden biases start; 0.01 to 0.1 keeps ReLUs alive.
+        input_transform: what the encoder does to its input first: ``"log1p"`` for counts.
         loss: None for :class:`SquaredError`.
         **kwargs: as for :class:`Autoencoder`.
 
@@ -51,10 +53,11 @@ class MLPAutoencoder(Autoencoder):
         latent_activation: Activation = "identity",
         tied: bool = False,
         bias_init: float = 0.0,
+        input_transform: InputTransform = "identity",
         loss: ReconstructionLoss | None = None,
         **kwargs: Any,
     ) -> None:
-        loss = SquaredError() if loss is None else loss
+        loss = check_loss(loss)
         encoder, decoder = mlp_pair(
             in_shape,
             latent_dim,
@@ -64,6 +67,7 @@ class MLPAutoencoder(Autoencoder):
             out_shape=loss.params_shape(check_shape(in_shape)),
             latent_activation=latent_activation,
             bias_init=bias_init,
+            input_transform=input_transform,
             tied=tied,
         )
         super().__init__(encoder, decoder, loss, **kwargs)

@@ -13,6 +13,7 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torchmetrics import MetricCollection
 
@@ -32,6 +33,7 @@ class Recorder(L.Callback):
 
     def __init__(self) -> None:
         self._checked: set[str] = set()
+        self._warned = False
         self._train_means = RunningMeans()
         self._eval_means: dict[int, RunningMeans] = {}
         self._eval_metrics: dict[int, MetricCollection] = {}
@@ -46,16 +48,14 @@ class Recorder(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Look at the data again in each run."""
         self._checked.clear()
+        self._warned = False
 
     # -- training ---------------------------------------------------------------------------------------------
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: Autoencoder) -> None:  # type: ignore[override]
-        """Tell the penalties that training starts."""
-        for penalty in pl_module.penalties.values():
-            penalty.on_fit_start(pl_module)  # type: ignore[operator]
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: Autoencoder) -> None:  # type: ignore[override]
         """Go on with the random numbers of the interrupted run; with several ranks, give each its own."""
+        for penalty in pl_module.penalties.values():
+            penalty.on_train_start(pl_module)  # type: ignore[operator]
         shard = trainer.distributed_sampler_kwargs
         if shard is not None and shard["num_replicas"] > 1:
             # ranks are seeded alike, and would corrupt their examples alike
@@ -82,13 +82,25 @@ class Recorder(L.Callback):
         self._train_means.update(outputs["terms"], pl_module.get_input(batch).shape[0])
         if _is_log_step(trainer):
             means = self._train_means.recent(_sum_over_ranks(trainer))
+            self._warn_if_not_finite(means, trainer)
             _log(pl_module, {f"train/{name}": value for name, value in means.items()}, "train/loss", on_epoch=False)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log the epoch's means."""
         means = self._train_means.total(_sum_over_ranks(trainer))
+        self._warn_if_not_finite(means, trainer)
         values = {f"train/{name}_epoch": value for name, value in means.items()}
         _log(pl_module, values, "train/loss_epoch", on_epoch=True)
+
+    def _warn_if_not_finite(self, means: Mapping[str, Tensor], trainer: L.Trainer) -> None:
+        # reads from the device, where the logger is about to
+        bad = [name for name, value in means.items() if not bool(value.isfinite())]
+        if bad and not self._warned:
+            self._warned = True
+            rank_zero_warn(
+                f"train/{bad[0]} is not finite at step {trainer.global_step}: look for NaN in the data after the first "
+                "batch, or lower the learning rate."
+            )
 
     # -- validation and test ----------------------------------------------------------------------------------
 

@@ -8,16 +8,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_ae.checkpoint import Rebuildable
 from lightning_ae.networks.init import Activation, Norm, initialise, make_activation, make_norm
 from lightning_ae.networks.shapes import check_input, check_shape, check_size
+from lightning_ae.rebuildable import Rebuildable
 
 _CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 
 
 def _check(shape: Sequence[int], channels: Sequence[int], kernel_size: int, name: str) -> tuple[int, ...]:
-    sizes = check_shape(tuple(shape), name)
+    sizes = check_shape(shape, name)
     if len(sizes) not in (2, 3, 4):
         raise ValueError(f"{name}: expected (channels, *spatial) with 1 to 3 spatial dimensions, got {sizes}.")
     if kernel_size < 3 or kernel_size % 2 == 0:
@@ -133,12 +133,14 @@ class ConvDecoder(Rebuildable, nn.Module):
         bias_init: float = 0.0,
     ) -> None:
         super().__init__()
+        self.latent_dim = check_size(latent_dim, "latent_dim")
         self.out_shape = _check(out_shape, channels, kernel_size, "out_shape")
         dims = len(self.out_shape) - 1
         sizes = _halvings(self.out_shape[1:], len(channels))[::-1]
         first = nn.Linear(check_size(latent_dim, "latent_dim"), channels[0] * math.prod(sizes[0]))
         initialise(first, activation, bias_init)
-        layers: list[nn.Module] = [first, nn.Unflatten(1, (channels[0], *sizes[0])), make_activation(activation)]
+        layers: list[nn.Module] = [first, nn.Unflatten(1, (channels[0], *sizes[0]))]
+        layers += [*make_norm(norm, channels[0], dims), make_activation(activation)]
         ends = [*channels[1:], self.out_shape[0]]
         for i, (size_in, size_out) in enumerate(zip(channels, ends, strict=True)):
             output_padding: Any = tuple(1 - n % 2 for n in sizes[i + 1])
@@ -155,5 +157,6 @@ class ConvDecoder(Rebuildable, nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """Decode to pre-activations."""
+        check_input(z, (self.latent_dim,), self)
         out: Tensor = self.layers(z)
         return out

@@ -93,11 +93,11 @@ def initialise(layer: nn.Module, activation: Activation = "identity", bias: floa
     """
     weight, stride = layer.get_parameter("weight"), cast("tuple[int, ...]", getattr(layer, "stride", ()))
     kernel = weight[0, 0].numel()
-    fan_out, fan_in = weight.shape[0] * kernel, weight.shape[1] * kernel
+    fan_out, fan_in = float(weight.shape[0] * kernel), float(weight.shape[1] * kernel)
     if isinstance(layer, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
-        fan_in, fan_out = fan_out // math.prod(stride), fan_in
+        fan_in, fan_out = fan_out / math.prod(stride), fan_in
     elif isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
-        fan_out //= math.prod(stride)
+        fan_out /= math.prod(stride)
     if activation in _AVERAGED:
         std = nn.init.calculate_gain("tanh" if activation == "tanh" else "linear") * math.sqrt(2 / (fan_in + fan_out))
     else:

@@ -7,9 +7,9 @@ import math
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lightning_ae.checkpoint import Rebuildable
 from lightning_ae.networks.init import initialise
 from lightning_ae.networks.shapes import Shape, check_input, check_shape, check_size
+from lightning_ae.rebuildable import Rebuildable
 
 
 class TiedLinear(nn.Module):
@@ -106,6 +106,7 @@ class LinearDecoder(Rebuildable, nn.Module):
         self, latent_dim: int, out_shape: Shape, bias: bool = True, tied_to: LinearEncoder | None = None
     ) -> None:
         super().__init__()
+        self.latent_dim = check_size(latent_dim, "latent_dim")
         self.out_shape = check_shape(out_shape, "out_shape")
         size = math.prod(self.out_shape)
         if tied_to is None:
@@ -126,5 +127,6 @@ class LinearDecoder(Rebuildable, nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """Reconstruct."""
+        check_input(z, (self.latent_dim,), self)
         out: Tensor = self.layer(z)
         return out.reshape(-1, *self.out_shape)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 from torch import Tensor, nn
 
-from lightning_ae.checkpoint import Rebuildable
 from lightning_ae.networks.init import Activation, Norm, initialise, make_activation, make_norm
 from lightning_ae.networks.linear import TiedLinear
 from lightning_ae.networks.shapes import Shape, check_input, check_shape, check_size
+from lightning_ae.rebuildable import Rebuildable
+
+InputTransform = Literal["identity", "log1p"]
 
 
 class MLPEncoder(Rebuildable, nn.Module):
@@ -25,6 +28,7 @@ class MLPEncoder(Rebuildable, nn.Module):
         norm: normalisation before each hidden activation: ``"batch"``, ``"layer"`` or None.
         latent_activation: name of :math:`\psi` on the output, e.g. ``"sigmoid"`` for the textbook's contractive code.
         bias_init: where the hidden biases start; 0.01 to 0.1 keeps ReLUs alive.
+        input_transform: ``"log1p"`` reads :math:`\ln(1 + x)`, which keeps counts of any size within reach.
 
     Shapes:
         ``(B, *in_shape)`` to ``(B, latent_dim)``.
@@ -49,9 +53,13 @@ class MLPEncoder(Rebuildable, nn.Module):
         norm: Norm | None = None,
         latent_activation: Activation = "identity",
         bias_init: float = 0.0,
+        input_transform: InputTransform = "identity",
     ) -> None:
         super().__init__()
         self.in_shape = check_shape(in_shape)
+        if input_transform not in ("identity", "log1p"):
+            raise ValueError(f"input_transform: expected 'identity' or 'log1p', got {input_transform!r}.")
+        self.input_transform = input_transform
         sizes = [math.prod(self.in_shape), *(check_size(size, "hidden") for size in hidden)]
         layers: list[nn.Module] = []
         for size_in, size_out in itertools.pairwise(sizes):
@@ -72,6 +80,8 @@ class MLPEncoder(Rebuildable, nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Encode."""
         check_input(x, self.in_shape, self)
+        if self.input_transform == "log1p":
+            x = x.log1p()
         h: Tensor = self.layers(x.flatten(1))
         return h
 
@@ -114,6 +124,7 @@ class MLPDecoder(Rebuildable, nn.Module):
         tied_to: MLPEncoder | None = None,
     ) -> None:
         super().__init__()
+        self.latent_dim = check_size(latent_dim, "latent_dim")
         self.out_shape = check_shape(out_shape, "out_shape")
         sizes = [
             check_size(latent_dim, "latent_dim"),
@@ -141,5 +152,6 @@ class MLPDecoder(Rebuildable, nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """Decode to pre-activations."""
+        check_input(z, (self.latent_dim,), self)
         out: Tensor = self.layers(z)
         return out.reshape(-1, *self.out_shape)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from lightning_ae.networks.conv import ConvDecoder, ConvEncoder
 from lightning_ae.networks.init import Activation, Norm
-from lightning_ae.networks.mlp import MLPDecoder, MLPEncoder
+from lightning_ae.networks.mlp import InputTransform, MLPDecoder, MLPEncoder
 from lightning_ae.networks.shapes import Shape
 
 
@@ -20,6 +20,7 @@ def mlp_pair(
     out_shape: Shape | None = None,
     latent_activation: Activation = "identity",
     bias_init: float = 0.0,
+    input_transform: InputTransform = "identity",
     tied: bool = False,
 ) -> tuple[MLPEncoder, MLPDecoder]:
     """Two perceptrons with mirrored hidden layers.
@@ -33,6 +34,7 @@ def mlp_pair(
         out_shape: shape that the decoder gives, if it is not ``in_shape``: see ``loss.params_shape(in_shape)``.
         latent_activation: name of an activation on the encoder's output.
         bias_init: where the hidden biases start.
+        input_transform: what the encoder does to its input first: ``"log1p"`` for counts.
         tied: whether the decoder uses the encoder's weights, transposed.
 
     Returns:
@@ -46,7 +48,7 @@ def mlp_pair(
         >>> decoder.layers[0].weight is encoder.linears()[-1].weight
         True
     """
-    encoder = MLPEncoder(in_shape, latent_dim, hidden, activation, norm, latent_activation, bias_init)
+    encoder = MLPEncoder(in_shape, latent_dim, hidden, activation, norm, latent_activation, bias_init, input_transform)
     out_shape = in_shape if out_shape is None else out_shape
     tied_to = encoder if tied else None
     return encoder, MLPDecoder(latent_dim, out_shape, tuple(hidden)[::-1], activation, norm, bias_init, tied_to)

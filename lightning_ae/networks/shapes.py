@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 
 from torch import Tensor
 
@@ -19,17 +20,22 @@ def check_shape(shape: Shape, name: str = "in_shape") -> tuple[int, ...]:
         >>> check_shape(64), check_shape([1, 8, 8])
         ((64,), (1, 8, 8))
     """
-    sizes = (shape,) if isinstance(shape, int) else tuple(shape)
-    if not sizes or not all(isinstance(size, int) and size > 0 for size in sizes):
+    sizes = tuple(shape) if isinstance(shape, Sequence) else (shape,)
+    if not sizes or not all(_is_size(size) for size in sizes):
         raise ValueError(f"{name}: expected a positive number or a sequence of them, got {shape!r}.")
-    return sizes
+    return tuple(int(size) for size in sizes)
 
 
 def check_size(size: int, name: str) -> int:
     """A positive whole number, or a ``ValueError`` naming the argument."""
-    if not isinstance(size, int) or isinstance(size, bool) or size <= 0:
+    if not _is_size(size):
         raise ValueError(f"{name}: expected a positive whole number, got {size!r}.")
-    return size
+    return int(size)
+
+
+def _is_size(size: object) -> bool:
+    # Integral: NumPy's whole numbers too, but no booleans
+    return not isinstance(size, bool) and isinstance(size, Integral) and int(size) > 0
 
 
 def check_input(x: Tensor, in_shape: tuple[int, ...], network: object) -> None:

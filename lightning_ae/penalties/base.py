@@ -5,20 +5,23 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
+from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
 
-from lightning_ae.checkpoint import Rebuildable
+from lightning_ae.rebuildable import KeepsAttributes, Rebuildable
 
 if TYPE_CHECKING:
     from lightning_ae.models.base import Autoencoder, AutoencoderOutput
 
 
-class Penalty(Rebuildable, nn.Module, ABC):
+class Penalty(Rebuildable, KeepsAttributes, nn.Module, ABC):
     """Base of all penalties: a raw term, and the weight with which it enters the objective.
 
     Args:
-        weight: a number; a schedule may change it while training.
+        weight: a number; a schedule may change it while training, and checkpoints keep it as it is then.
     """
+
+    kept = ("weight",)
 
     def __init__(self, weight: float = 1.0) -> None:
         super().__init__()
@@ -28,5 +31,11 @@ class Penalty(Rebuildable, nn.Module, ABC):
     def forward(self, x: Tensor, output: AutoencoderOutput, model: Autoencoder) -> Tensor:
         """The raw term, ``(B,)`` or without dimensions, for clean data ``x`` and what the model made of it."""
 
-    def on_fit_start(self, model: Autoencoder) -> None:
-        """Called once when training starts, with the Trainer attached."""
+    def on_train_start(self, model: Autoencoder) -> None:
+        """Called when training starts, with the Trainer attached and its data loaded."""
+
+
+def refuse_sharding(penalty: Penalty, model: Autoencoder) -> None:
+    """A clear error for a penalty on weights where each rank holds only a part of them."""
+    if isinstance(model.trainer.strategy, FSDPStrategy):
+        raise ValueError(f"{type(penalty).__name__}: cannot see whole weights under FSDP; use DDP.")

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from lightning_ae.checkpoint import Rebuildable
 from lightning_ae.losses.base import full_precision
 from lightning_ae.penalties.base import Penalty
+from lightning_ae.rebuildable import Rebuildable
 
 if TYPE_CHECKING:
     from lightning_ae.models.base import Autoencoder, AutoencoderOutput

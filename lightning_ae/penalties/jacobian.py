@@ -61,8 +61,10 @@ class JacobianPenalty(Penalty):
         if one_layer is not None and self.num_projections is None:
             with torch.autocast(x.device.type, enabled=False):
                 return full_precision(_one_layer_norm(x, *one_layer))
-        if any(isinstance(module, _BATCH_NORMS) for module in model.encoder.modules()):
-            raise ValueError("JacobianPenalty: the encoder has batch normalisation; use norm='layer' or None.")
+        if any(isinstance(module, _BATCH_NORMS) and module.training for module in model.encoder.modules()):
+            raise ValueError(
+                "JacobianPenalty: the encoder has batch normalisation; use norm='layer', or none, in training."
+            )
         z, pull_back = _vjp(model.encode, x)
         if self.num_projections is None:
             size = z[0].numel()
@@ -81,8 +83,9 @@ def _one_layer(model: Autoencoder) -> tuple[nn.Linear, nn.Module] | None:
         return None
     if type(model.encoder) is LinearEncoder:  # a subclass may compute something else
         return model.encoder, nn.Identity()
-    if type(model.encoder) is MLPEncoder and len(model.encoder.linears()) == 1:
-        return model.encoder.linears()[0], model.encoder.layers[1:]
+    if type(model.encoder) is MLPEncoder and model.encoder.input_transform == "identity":
+        linears = model.encoder.linears()
+        return (linears[0], model.encoder.layers[1:]) if len(linears) == 1 else None
     return None
 
 

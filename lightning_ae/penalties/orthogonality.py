@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_ae.losses.base import full_precision
-from lightning_ae.penalties.base import Penalty
+from lightning_ae.penalties.base import Penalty, refuse_sharding
 
 if TYPE_CHECKING:
     from lightning_ae.models.base import Autoencoder, AutoencoderOutput
@@ -45,6 +45,10 @@ class OrthogonalityPenalty(Penalty):
         if box not in ("encoder", "decoder"):
             raise ValueError(f"box: expected 'encoder' or 'decoder', got {box!r}.")
         self.box = box
+
+    def on_train_start(self, model: Autoencoder) -> None:
+        """Refuse FSDP, under which no rank holds a whole matrix."""
+        refuse_sharding(self, model)
 
     def forward(self, x: Tensor, output: AutoencoderOutput, model: Autoencoder) -> Tensor:
         """Sum over the matrices of the box."""

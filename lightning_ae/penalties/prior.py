@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ae.losses.base import full_precision
-from lightning_ae.penalties.base import Penalty
+from lightning_ae.penalties.base import Penalty, refuse_sharding
 
 if TYPE_CHECKING:
     from lightning_ae.models.base import Autoencoder, AutoencoderOutput
@@ -59,19 +59,28 @@ class WeightPrior(Penalty):
         self.from_data = num_examples is None
         self.biases = biases
 
-    def on_fit_start(self, model: Autoencoder) -> None:
+    def on_train_start(self, model: Autoencoder) -> None:
         """Take the number of examples from the data, unless it was given."""
+        refuse_sharding(self, model)
         if self.from_data:
-            self.num_examples = _count_examples(model)
+            self.num_examples = _count_examples(model.trainer)
 
     def forward(self, x: Tensor, output: AutoencoderOutput, model: Autoencoder) -> Tensor:
         r""":math:`\|W\|^2 / N` over encoder and decoder, without dimensions."""
-        if self.num_examples is None:
-            raise ValueError("num_examples: not known before training; pass it to WeightPrior.")
         total = torch.zeros((), device=x.device)
         for weight in self._weights(model):
             total = total + full_precision(weight).square().sum()
-        return total / self.num_examples
+        return total / self._known_examples(model)
+
+    def _known_examples(self, model: Autoencoder) -> int:
+        if self.num_examples is not None:
+            return self.num_examples
+        trainer: Any = model._trainer
+        if trainer is not None and trainer.sanity_checking:
+            return 1  # nobody sees the numbers of the sanity check, and the training data are not loaded yet
+        if hasattr(getattr(trainer, "datamodule", None), "num_train_examples"):
+            return int(trainer.datamodule.num_train_examples)
+        raise ValueError("num_examples: not known before training; pass it to WeightPrior.")
 
     def _weights(self, model: Autoencoder) -> Iterator[nn.Parameter]:
         # one container, so that a tied weight is counted once
@@ -80,20 +89,19 @@ class WeightPrior(Penalty):
                 yield weight
 
     def get_extra_state(self) -> dict[str, Any]:
-        """The number of examples, so that a checkpoint evaluates as it was trained."""
-        return {"num_examples": self.num_examples}
+        """The weight and the number of examples, so that a checkpoint evaluates as it was trained."""
+        return {**super().get_extra_state(), "num_examples": self.num_examples}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Take up what was known when the checkpoint was written."""
+        super().set_extra_state(state)
         if self.from_data:
             self.num_examples = state["num_examples"]
 
 
-def _count_examples(model: Autoencoder) -> int:
+def _count_examples(trainer: Any) -> int:
     """Examples in one epoch over all ranks, of what ``limit_train_batches`` leaves."""
-    trainer = model.trainer
-    trainer.fit_loop.setup_data()
-    loader: Any = trainer.train_dataloader
+    loader = trainer.train_dataloader
     try:
         total = loader.num_examples if hasattr(loader, "num_examples") else len(loader.dataset)
     except (AttributeError, TypeError) as error:

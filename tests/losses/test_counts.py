@@ -224,3 +224,14 @@ def reference(loss, params, x):
 def test_inverse_dispersion_that_is_not_positive_is_an_error(Loss, theta):
     with pytest.raises(ValueError, match="inverse_dispersion: expected a positive number, got"):
         Loss(inverse_dispersion=theta)
+
+
+@pytest.mark.parametrize("theta", [1e2, 1e4, 1e6])
+def test_the_gradient_of_the_dispersion_is_right_in_float32_however_large_it_is(theta):
+    x, a = torch.poisson(torch.full((64, 5), 20.0)), torch.full((64, 5), math.log(20.0))
+    gradients = []
+    for dtype in (torch.float32, torch.float64):
+        loss = NegativeBinomialNLL(5, inverse_dispersion=theta).to(dtype)
+        loss(a.to(dtype), x.to(dtype)).sum().backward()
+        gradients.append(loss.log_inverse_dispersion.grad.double())
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-3, atol=1e-6)

@@ -101,6 +101,33 @@ def test_torchvision_features_are_the_networks_own_after_its_normalisation(tmp_p
     torch.testing.assert_close(phi(x)[1], h)
 
 
+def test_random_features_are_the_same_ones_after_loading(make_trainer, tmp_path):
+    phi = ae.TorchvisionFeatures("squeezenet1_1", ["features.1"])
+    model = ae.ConvAutoencoder((1, 16, 16), 2, channels=(4,), loss=ae.FeatureLoss(phi))
+    trainer = make_trainer()
+    trainer.strategy.connect(model)
+    trainer.save_checkpoint(tmp_path / "m.ckpt")
+    torch.manual_seed(5)
+    x = torch.rand(2, 1, 16, 16)
+    torch.testing.assert_close(ae.load(tmp_path / "m.ckpt").loss(x.roll(1, 2), x), model.loss(x.roll(1, 2), x))
+
+
+def test_layers_are_not_overwritten_by_the_activation_after_them():
+    alone = ae.TorchvisionFeatures("vgg11", ["features.0"])
+    both = ae.TorchvisionFeatures("vgg11", ["features.0", "features.3"])
+    x = torch.rand(1, 3, 32, 32)
+    torch.testing.assert_close(both(x)[0], alone(x)[0])
+    assert both(x)[0].min() < 0
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed"])
+def test_features_stay_in_full_precision(precision, make_trainer):
+    phi = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Tanh())
+    m = ae.ConvAutoencoder((1, 8, 8), 2, channels=(4,), loss=ae.FeatureLoss(phi))
+    make_trainer(precision=precision, fast_dev_run=1).fit(m, ae.TensorDataModule(torch.rand(8, 1, 8, 8)))
+    assert phi[0].weight.dtype is torch.float32
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

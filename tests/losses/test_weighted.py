@@ -25,8 +25,8 @@ def test_the_sum_is_weighted_and_the_parts_are_raw():
     terms = loss.terms(params, x)
     bce = nn.functional.binary_cross_entropy_with_logits(params, x, reduction="none").sum(1)
     mse = (params.sigmoid() - x).square().sum(1)  # on the reconstruction of the first loss
-    torch.testing.assert_close(terms["bce"], bce)
-    torch.testing.assert_close(terms["mse"], mse)
+    torch.testing.assert_close(terms["reconstruction/bce"], bce)
+    torch.testing.assert_close(terms["reconstruction/mse"], mse)
     torch.testing.assert_close(terms["reconstruction"], 2 * bce + 0.5 * mse)
     torch.testing.assert_close(loss(params, x), 2 * bce + 0.5 * mse)
     torch.testing.assert_close(loss.mean(params), params.sigmoid())
@@ -47,7 +47,7 @@ def test_alpha_mixes_pixels_and_perception(alpha):
     pixel = r.square().sum((1, 2, 3))
     edges = r.diff(dim=2).square().sum((1, 2, 3)) + r.diff(dim=3).square().sum((1, 2, 3))
     torch.testing.assert_close(loss(params, x), alpha * pixel + (1 - alpha) * edges)
-    assert list(loss.terms(params, x)) == ["reconstruction", "pixel", "perceptual"]
+    assert list(loss.terms(params, x)) == ["reconstruction", "reconstruction/pixel", "reconstruction/perceptual"]
 
 
 def test_alpha_is_read_at_every_call():
@@ -69,8 +69,9 @@ def test_parts_are_logged_and_rebuilt(make_trainer, tmp_path):
     model = ae.ConvAutoencoder((1, 8, 8), 2, channels=(4,), loss=loss)
     trainer = make_trainer(log_every_n_steps=1)
     trainer.fit(model, ae.TensorDataModule(torch.rand(16, 1, 8, 8), batch_size=8))
-    got = {name: trainer.callback_metrics[f"val/{name}"].item() for name in ("loss", "pixel", "perceptual")}
-    assert got["loss"] == pytest.approx(0.25 * got["pixel"] + 0.75 * got["perceptual"], rel=1e-5)
+    names = ("reconstruction/pixel", "reconstruction/perceptual")
+    got = {name: trainer.callback_metrics[f"val/{name}"].item() for name in ("loss", *names)}
+    assert got["loss"] == pytest.approx(0.25 * got[names[0]] + 0.75 * got[names[1]], rel=1e-5)
     trainer.save_checkpoint(tmp_path / "m.ckpt")
     again = ae.load(tmp_path / "m.ckpt")
     assert again.loss.alpha == 0.25

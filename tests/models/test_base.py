@@ -321,18 +321,60 @@ def test_a_resumed_run_equals_an_uninterrupted_one(every, make_trainer, tmp_path
         assert torch.equal(again.callback_metrics[name], trainer.callback_metrics[name])
 
 
-def test_an_interrupted_epoch_logs_on_as_if_it_was_not(make_trainer, tmp_path):
+@pytest.mark.parametrize("step", [3, 6])
+def test_an_interrupted_run_logs_on_as_if_it_was_not(step, make_trainer, tmp_path):
+    """Amid an epoch and at its end, every row of every epoch."""
     saver = L.pytorch.callbacks.ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=3, save_top_k=-1)
     start = model().state_dict()
     rows = []
-    for checkpoint in (None, tmp_path / "step=3.ckpt"):
+    for checkpoint in (None, tmp_path / f"step={step}.ckpt"):
         logger, m = MemoryLogger(), model()
         m.load_state_dict(start)
         options = {"log_every_n_steps": 3, "logger": logger, "enable_checkpointing": True}
-        make_trainer(callbacks=saver, **options).fit(m, data(), ckpt_path=checkpoint)
-        rows.append([(step, row) for step, row in logger.rows if step > 2 and "epoch" in row])
+        make_trainer(callbacks=saver, max_epochs=3, **options).fit(m, data(), ckpt_path=checkpoint)
+        rows.append([(at, row) for at, row in logger.rows if at >= step and "epoch" in row])
     assert rows[0] == rows[1]
     assert {"train/loss", "train/loss_epoch", "val/loss"} <= {name for _, row in rows[0] for name in row}
+
+
+def test_a_prior_that_counts_the_data_does_not_disturb_a_resumed_run(make_trainer, tmp_path):
+    saver = L.pytorch.callbacks.ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=2, save_top_k=-1)
+    options = {"callbacks": saver, "enable_checkpointing": True}
+    whole = model(penalties={"prior": ae.WeightPrior()})
+    resumed = model(penalties={"prior": ae.WeightPrior()})
+    make_trainer(**options).fit(whole, data())
+    make_trainer(**options).fit(resumed, data(), ckpt_path=tmp_path / "step=2.ckpt")
+    assert torch.equal(weights(resumed), weights(whole))
+
+
+def test_validation_changes_nothing_in_training(make_trainer):
+    def build():
+        return ae.ContractiveAutoencoder(6, 2, hidden=(4,), num_projections=1, corruption=ae.GaussianNoise(0.1, True))
+
+    start, x, ends = build().state_dict(), torch.rand(32, 6), []
+    for val in (None, torch.rand(16, 6)):
+        m = build()
+        m.load_state_dict(start)
+        L.seed_everything(1, verbose=False)
+        make_trainer(max_epochs=2).fit(m, ae.TensorDataModule(x, val=val, batch_size=8, val_fraction=0.0))
+        ends.append(weights(m))
+    assert torch.equal(*ends)
+
+
+def test_hooks_of_the_users_own_need_no_super(make_trainer):
+    class Hooked(WithSGD):
+        def on_fit_start(self): ...
+        def on_train_start(self): ...
+        def on_train_batch_start(self, batch, batch_idx): ...
+        def on_train_batch_end(self, outputs, batch, batch_idx): ...
+        def on_validation_epoch_end(self): ...
+        def on_save_checkpoint(self, checkpoint): ...
+
+    m = Hooked(6, 2, hidden=(5,), activation="tanh", penalties={"prior": ae.WeightPrior()})
+    trainer = make_trainer(log_every_n_steps=1)
+    trainer.fit(m, data())
+    assert {"train/loss", "train/prior_epoch", "val/loss"} <= set(trainer.callback_metrics)
+    assert m.penalties["prior"].num_examples == 48
 
 
 # -- compile, copy ----------------------------------------------------------------------------------------------------
@@ -378,6 +420,67 @@ def test_nan_in_the_first_batch_is_an_error(make_trainer):
         make_trainer().fit(model(), ae.TensorDataModule(x, batch_size=8, val_fraction=0.0))
 
 
+def test_training_data_are_looked_at_even_after_clean_validation_data(make_trainer):
+    x = torch.rand(8, 6)
+    x[0, 0] = math.nan
+    with pytest.raises(ValueError, match=r"expected finite numbers, got 1 NaN"):
+        make_trainer().fit(model(), ae.TensorDataModule(x, val=torch.rand(8, 6), batch_size=8))
+
+
+def test_a_loss_that_stops_being_finite_is_warned_of(make_trainer):
+    x = torch.rand(64, 6)
+    x[1:] = torch.where(torch.arange(63)[:, None] > 40, math.inf, x[1:])
+    loader = torch.utils.data.DataLoader(x, batch_size=8)
+    with pytest.warns(UserWarning, match=r"train/loss is not finite at step 8: look for NaN in the data"):
+        make_trainer(log_every_n_steps=8).fit(model(), loader)
+
+
+def test_float64_data_for_float32_weights_are_an_error(make_trainer):
+    loader = torch.utils.data.DataLoader(torch.rand(8, 6, dtype=torch.float64), batch_size=4)
+    with pytest.raises(TypeError, match=r"expected torch.float32 as the weights are, got float64"):
+        make_trainer().fit(model(), loader)
+
+
+def test_images_of_another_range_are_warned_of(make_trainer):
+    m = ae.ConvAutoencoder((1, 12, 12), 2, channels=(4,))
+    loader = torch.utils.data.DataLoader(255 * torch.rand(4, 1, 12, 12), batch_size=4)
+    with pytest.warns(UserWarning, match="psnr and ssim take images to have a range of 1"):
+        make_trainer().validate(m, loader, verbose=False)
+
+
+@pytest.mark.parametrize(
+    ("boxes", "message"),
+    [
+        ({"loss": nn.MSELoss()}, "loss: expected a ReconstructionLoss, got a MSELoss"),
+        ({"loss": ae.BernoulliNLL}, "loss: expected a ReconstructionLoss, got the class BernoulliNLL"),
+        ({"code": nn.Identity()}, "code: expected a Code, got a Identity"),
+        ({"penalties": [ae.WeightPrior()]}, "penalties: expected a Mapping, got a list"),
+        ({"penalties": {"p": nn.Identity()}}, r"penalties\['p'\]: expected a Penalty, got a Identity"),
+    ],
+)
+def test_a_box_of_another_type_is_an_error(boxes, message):
+    with pytest.raises(TypeError, match=message):
+        model(**boxes)
+
+
+def test_a_term_of_another_shape_is_an_error():
+    class Wide(ae.MLPAutoencoder):
+        def terms(self, x, output):
+            return super().terms(x, output) | {"z": output.z}
+
+    with pytest.raises(ValueError, match=r"terms: 'z' must have shape \(4,\) or \(\), got \(4, 2\)"):
+        Wide(6, 2).training_step(torch.rand(4, 6), 0)
+
+
+def test_a_code_that_forgets_a_weight_is_an_error():
+    class Forgetful(Shrink):
+        def weights(self):
+            return {}
+
+    with pytest.raises(ValueError, match=r"Forgetful: charges \['norm'\], but weights\(\) has \[\]"):
+        model(code=Forgetful()).training_step(torch.rand(4, 6), 0)
+
+
 @pytest.mark.parametrize("stage", ["fit", "validate", "predict"])
 def test_targets_outside_the_support_are_an_error_in_every_stage(stage, make_trainer):
     m = model(loss=ae.BernoulliNLL())
@@ -413,7 +516,7 @@ def test_a_decoder_that_ends_in_the_losss_activation_is_warned_of():
     ae.Autoencoder(nn.Linear(6, 2), decoder)  # squared error applies none: nothing to say
 
 
-@pytest.mark.parametrize("name", ["loss", "reconstruction", "norm"])
+@pytest.mark.parametrize("name", ["loss", "reconstruction", "norm", "mse"])
 def test_two_terms_of_one_name_are_an_error(name):
     with pytest.raises(ValueError, match=f"penalties: \\['{name}'\\] is the name of another term"):
         model(code=Shrink(), penalties={name: ae.OrthogonalityPenalty()})

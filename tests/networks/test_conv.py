@@ -69,7 +69,7 @@ def test_norm_stands_before_each_activation(norm):
         normed = [layers[i + 1] for i, m in enumerate(layers) if isinstance(m, kinds[norm])]
         assert len([m for m in layers if isinstance(m, (nn.BatchNorm2d, nn.GroupNorm))]) == len(normed)
         assert all(isinstance(m, nn.ReLU) for m in normed)
-        assert len(normed) == (0 if norm is None else 2 if network.layers[0].__class__ is nn.Conv2d else 1)
+        assert len(normed) == (0 if norm is None else 2)
 
 
 def test_the_last_layer_has_no_activation():
