@@ -9,6 +9,7 @@ from lightning_ae.losses.likelihoods import (
     LaplaceNLL,
     Likelihood,
 )
+from lightning_ae.losses.lpips import LPIPSLoss
 from lightning_ae.losses.perceptual import FeatureLoss, FrozenModule, ImageGradients, TorchvisionFeatures
 from lightning_ae.losses.weighted import AlphaMix, WeightedLoss
 
@@ -21,6 +22,7 @@ __all__ = [
     "FrozenModule",
     "GaussianNLL",
     "ImageGradients",
+    "LPIPSLoss",
     "LaplaceNLL",
     "Likelihood",
     "NegativeBinomialNLL",

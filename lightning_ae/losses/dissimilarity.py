@@ -1,0 +1,159 @@
+r"""1 − SSIM averaged over an image, with its gradient in closed form.
+
+With :math:`u = \hat x + x` and :math:`v = \hat x - x`, blurred means :math:`\mu` and variances :math:`\sigma^2`,
+
+.. math::
+    1 - l = \frac{\mu_v^2}{\tfrac12(\mu_u^2 + \mu_v^2) + C_1}, \qquad
+    1 - cs = \frac{\sigma_v^2}{\tfrac12(\sigma_u^2 + \sigma_v^2) + C_2}, \qquad SSIM = l \cdot cs
+
+are Wang's luminance and contrast-structure terms. Four blurred maps suffice, and what is lost where the images agree is
+lost relative to their difference, not to one: 1 − SSIM and its gradient are exactly zero at :math:`\hat x = x`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_ae.losses.windows import Blur
+
+#: Elements of one map that are processed together without a compiler, so that its two dozen maps stay in the cache.
+CHUNK = 2**17
+
+
+class Maps(NamedTuple):
+    """Statistics of pairs of images ``(N, *space)``; those that are blurred may be smaller, see :class:`Blur`."""
+
+    #: Sum and difference of the images, less the mean of each: variances do not depend on it, and cancel less.
+    u: Tensor
+    v: Tensor
+    #: Blurred ``u`` and ``v``.
+    mu_u: Tensor
+    mu_v: Tensor
+    #: The same with the means added again.
+    level_u: Tensor
+    level_v: Tensor
+    #: Their variances within the window.
+    var_u: Tensor
+    var_v: Tensor
+    #: One over the denominators of the two terms.
+    inverse_l: Tensor
+    inverse_cs: Tensor
+    #: The terms: one minus luminance, one minus contrast times structure.
+    not_l: Tensor
+    not_cs: Tensor
+
+
+def maps(x_hat: Tensor, x: Tensor, blur: Blur, c1: float, c2: float) -> Maps:
+    """The statistics, by differentiable operations. Images are ``(N, *space)``."""
+    u, v = x_hat + x, x_hat - x
+    center_u, center_v = _center(u), _center(v)
+    u, v = u - center_u, v - center_v
+    mu_u, mu_v, square_u, square_v = blur([u, v, u * u, v * v])
+    var_u = torch.addcmul(square_u, mu_u, mu_u, value=-1)
+    var_v = torch.addcmul(square_v, mu_v, mu_v, value=-1)
+    level_u, level_v = mu_u + center_u, mu_v + center_v
+    square_level_v = level_v * level_v
+    inverse_l = (0.5 * torch.addcmul(square_level_v, level_u, level_u) + c1).reciprocal()
+    inverse_cs = (0.5 * (var_u + var_v) + c2).reciprocal()
+    not_l, not_cs = square_level_v * inverse_l, var_v * inverse_cs
+    return Maps(u, v, mu_u, mu_v, level_u, level_v, var_u, var_v, inverse_l, inverse_cs, not_l, not_cs)
+
+
+def combine(m: Maps, luminance: bool) -> Tensor:
+    """One minus SSIM; without luminance, one minus contrast times structure."""
+    return m.not_l + m.not_cs - m.not_l * m.not_cs if luminance else m.not_cs
+
+
+def mean_dissimilarity(
+    x_hat: Tensor, x: Tensor, blur: Blur, c1: float, c2: float, *, luminance: bool = True
+) -> Tensor:
+    """Mean of one minus SSIM over each channel.
+
+    The gradient is computed together with the value, since it depends on what follows by one factor for each channel
+    only: what is kept for the backward pass is one map for each argument that needs it. Gradients of gradients are
+    those of the plain formula.
+
+    Args:
+        x_hat: images ``(B, C, *space)``, float32 or float64.
+        x: images of the same shape and type.
+        blur: the window.
+        c1: constant of the luminance, in units of ``x`` squared.
+        c2: constant of contrast and structure, likewise.
+        luminance: False for contrast times structure only.
+
+    Returns:
+        ``(B, C)``.
+    """
+    grad = torch.is_grad_enabled()
+    needs = (grad and x_hat.requires_grad, grad and x.requires_grad)
+    rows: Tensor = _MeanDissimilarity.apply(x_hat.flatten(0, 1), x.flatten(0, 1), blur, (c1, c2), luminance, needs)
+    return rows.view(x.shape[:2])
+
+
+class _MeanDissimilarity(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_hat: Tensor,
+        x: Tensor,
+        blur: Blur,
+        constants: tuple[float, float],
+        luminance: bool,
+        needs: tuple[bool, bool],
+    ) -> Tensor:
+        size = len(x) if torch.compiler.is_compiling() else max(1, CHUNK // max(1, x[:1].numel()))
+        values, gradients = [], []
+        for a, b in zip(x_hat.split(size), x.split(size), strict=True):
+            m = maps(a, b, blur, *constants)
+            values.append(_mean(combine(m, luminance)))
+            gradients.append(_gradients(m, blur, luminance, needs))
+        kept = [torch.cat(parts) for parts, needed in zip(zip(*gradients, strict=True), needs, strict=True) if needed]
+        ctx.save_for_backward(x_hat, x, *kept)
+        ctx.blur, ctx.constants, ctx.luminance, ctx.needs = blur, constants, luminance, needs
+        return torch.cat(values)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x_hat, x, *kept = ctx.saved_tensors
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            value = _mean(combine(maps(x_hat, x, ctx.blur, *ctx.constants), ctx.luminance))
+            inputs = [image for image, needed in zip((x_hat, x), ctx.needs, strict=True) if needed]
+            found = iter(torch.autograd.grad(value, inputs, grad, create_graph=True))
+        else:
+            found = iter([grad.view(-1, *[1] * (x.ndim - 1)) * unit for unit in kept])
+        return *(next(found) if needed else None for needed in ctx.needs), None, None, None, None
+
+
+def _gradients(m: Maps, blur: Blur, luminance: bool, needs: tuple[bool, bool]) -> list[Tensor | None]:
+    """Gradients of the mean with respect to both images, None where it is not needed."""
+    if not any(needs):
+        return [None, None]
+    # derivatives by the squares of u and v, in the luminance and in the variances
+    cs = (1 - m.not_l) * m.inverse_cs if luminance else m.inverse_cs
+    by_var_u = -0.5 * cs * m.not_cs
+    by_var_v = cs + by_var_u
+    by_mu_u, by_mu_v = -m.mu_u * by_var_u, -m.mu_v * by_var_v
+    if luminance:
+        level = (1 - m.not_cs) * m.inverse_l
+        by_level_u = -0.5 * level * m.not_l
+        by_mu_u = torch.addcmul(by_mu_u, m.level_u, by_level_u)
+        by_mu_v = torch.addcmul(by_mu_v, m.level_v, level + by_level_u)
+    scale = 2 / m.not_cs[0].numel()
+    if not needs[1]:
+        by_mu, by_var_u, by_var_v = blur.adjoint([by_mu_u + by_mu_v, by_var_u, by_var_v])
+        return [scale * (by_mu + m.u * by_var_u + m.v * by_var_v), None]
+    by_mu_u, by_mu_v, by_var_u, by_var_v = blur.adjoint([by_mu_u, by_mu_v, by_var_u, by_var_v])
+    by_u, by_v = by_mu_u + m.u * by_var_u, by_mu_v + m.v * by_var_v
+    return [scale * (by_u + by_v) if needs[0] else None, scale * (by_u - by_v)]
+
+
+def _mean(rows: Tensor) -> Tensor:
+    # the last axis first: so the compiler can fuse it with what precedes
+    return rows.sum(-1).flatten(1).sum(1) / rows[0].numel() if rows.ndim > 2 else rows.mean(1)
+
+
+def _center(rows: Tensor) -> Tensor:
+    return _mean(rows.detach()).view(-1, *[1] * (rows.ndim - 1))

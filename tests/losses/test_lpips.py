@@ -1,0 +1,46 @@
+"""LPIPS as a loss equals torchmetrics' functional one, and its gradient is finite."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torchvision
+from torchmetrics.functional.image.lpips import _LPIPS
+
+import lightning_ae as ae
+
+BACKBONES = {"alex": "alexnet", "squeeze": "squeezenet1_1", "vgg": "vgg16"}
+
+
+@pytest.mark.parametrize("net", ["alex", "squeeze"])
+def test_the_loss_is_that_of_torchmetrics_with_the_same_backbone(net, tmp_path):
+    backbone = torchvision.models.get_model(BACKBONES[net], weights=None)
+    torch.save(backbone.state_dict(), tmp_path / "backbone.pt")
+    loss = ae.LPIPSLoss(net, tmp_path / "backbone.pt", activation="identity")
+    theirs = _LPIPS(net=net, pnet_rand=True)
+    slices = theirs.net.slices if net == "squeeze" else theirs.net.children()
+    for layers in slices:
+        for name, layer in layers.named_children():
+            layer.load_state_dict(backbone.features[int(name)].state_dict())
+    x_hat, x = torch.rand(2, 3, 64, 64), torch.rand(2, 3, 64, 64)
+    torch.testing.assert_close(loss(x_hat, x), theirs(x_hat, x, normalize=True).flatten())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_gradient_is_finite_where_nothing_fires(dtype):
+    loss = ae.LPIPSLoss("squeeze", activation="identity")
+    params = torch.zeros(1, 1, 64, 64, dtype=dtype, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        value = loss(params, torch.zeros(1, 1, 64, 64, dtype=dtype))
+    value.sum().backward()
+    assert value.dtype is torch.float32
+    assert params.grad.isfinite().all()
+
+
+def test_errors_at_the_door():
+    with pytest.raises(ValueError, match="net: expected 'alex', 'squeeze' or 'vgg', got 'res'"):
+        ae.LPIPSLoss("res")
+    with pytest.raises(ValueError, match="weights: expected a file"):
+        ae.LPIPSLoss("squeeze", "nowhere.pt")
+    with pytest.raises(ValueError, match=r"expected images \(B, 1 or 3, H, W\), got \(1, 2, 64, 64\)"):
+        ae.LPIPSLoss("squeeze")(torch.rand(1, 2, 64, 64), torch.rand(1, 2, 64, 64))
