@@ -38,6 +38,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     L.seed_everything(args.seed)
+    torch.set_num_threads(1)  # 8×8 images are too small for a second thread to help
 
     data = ae.DigitsDataModule(batch_size=64, seed=args.seed)
     model = ae.ConvAutoencoder(
