@@ -25,14 +25,18 @@ from lightning_ae.losses import (
     LaplaceNLL,
     Likelihood,
     LPIPSLoss,
+    MultiScaleSSIMLoss,
     NegativeBinomialNLL,
     PointwiseLoss,
     PoissonNLL,
     ReconstructionLoss,
     SquaredError,
+    SSIMLoss,
+    SSIMParts,
     TorchvisionFeatures,
     WeightedLoss,
     ZeroInflatedNegativeBinomialNLL,
+    ssim,
 )
 from lightning_ae.metrics import (
     BitsPerDim,
@@ -60,6 +64,7 @@ from lightning_ae.networks import (
     conv_pair,
     mlp_pair,
 )
+from lightning_ae.pareto import ParetoFront, sweep
 from lightning_ae.penalties import (
     ConstraintPenalty,
     Divergence,
@@ -109,14 +114,18 @@ __all__ = [
     "MLPDecoder",
     "MLPEncoder",
     "MaskingNoise",
+    "MultiScaleSSIMLoss",
     "NegativeBinomialNLL",
     "OrthogonalityPenalty",
+    "ParetoFront",
     "Penalty",
     "PointwiseLoss",
     "PoissonNLL",
     "PredictionWriter",
     "Rebuildable",
     "ReconstructionLoss",
+    "SSIMLoss",
+    "SSIMParts",
     "SaltAndPepper",
     "SquaredError",
     "SubspaceAngle",
@@ -133,5 +142,7 @@ __all__ = [
     "load_predictions",
     "mlp_pair",
     "reconstruction_metrics",
+    "ssim",
     "subspace_angles",
+    "sweep",
 ]

@@ -10,7 +10,9 @@ from lightning_ae.losses.likelihoods import (
     Likelihood,
 )
 from lightning_ae.losses.lpips import LPIPSLoss
+from lightning_ae.losses.multiscale import MultiScaleSSIMLoss
 from lightning_ae.losses.perceptual import FeatureLoss, FrozenModule, ImageGradients, TorchvisionFeatures
+from lightning_ae.losses.ssim import SSIMLoss, SSIMParts, ssim
 from lightning_ae.losses.weighted import AlphaMix, WeightedLoss
 
 __all__ = [
@@ -25,12 +27,16 @@ __all__ = [
     "LPIPSLoss",
     "LaplaceNLL",
     "Likelihood",
+    "MultiScaleSSIMLoss",
     "NegativeBinomialNLL",
     "PointwiseLoss",
     "PoissonNLL",
     "ReconstructionLoss",
+    "SSIMLoss",
+    "SSIMParts",
     "SquaredError",
     "TorchvisionFeatures",
     "WeightedLoss",
     "ZeroInflatedNegativeBinomialNLL",
+    "ssim",
 ]

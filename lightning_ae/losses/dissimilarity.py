@@ -67,9 +67,7 @@ def combine(m: Maps, luminance: bool) -> Tensor:
     return m.not_l + m.not_cs - m.not_l * m.not_cs if luminance else m.not_cs
 
 
-def mean_dissimilarity(
-    x_hat: Tensor, x: Tensor, blur: Blur, c1: float, c2: float, *, luminance: bool = True
-) -> Tensor:
+def mean_dissimilarity(x_hat: Tensor, x: Tensor, blur: Blur, c1: float, c2: float, *, luminance: bool = True) -> Tensor:
     """Mean of one minus SSIM over each channel.
 
     The gradient is computed together with the value, since it depends on what follows by one factor for each channel
@@ -106,7 +104,7 @@ class _MeanDissimilarity(torch.autograd.Function):
     ) -> Tensor:
         size = len(x) if torch.compiler.is_compiling() else max(1, CHUNK // max(1, x[:1].numel()))
         values, gradients = [], []
-        for a, b in zip(x_hat.split(size), x.split(size), strict=True):
+        for a, b in zip(torch.split(x_hat, size), torch.split(x, size), strict=True):
             m = maps(a, b, blur, *constants)
             values.append(_mean(combine(m, luminance)))
             gradients.append(_gradients(m, blur, luminance, needs))

@@ -12,10 +12,9 @@ from torch import Tensor
 from torch.nn import functional
 
 #: Longest side for which, uncompiled, a dense banded matrix beats a sum of shifted copies (two Zen 3 cores).
-BANDED_UP_TO = 256
+BANDED_UP_TO = 96
 
 
-@lru_cache(maxsize=64)
 def gaussian_window(size: int, sigma: float) -> tuple[float, ...]:
     r"""Weights :math:`\propto e^{-k^2 / 2\sigma^2}` that sum to one.
 
@@ -28,7 +27,8 @@ def gaussian_window(size: int, sigma: float) -> tuple[float, ...]:
         [0.274, 0.452, 0.274]
     """
     weights = [math.exp(-((k - size // 2) ** 2) / (2 * sigma**2)) for k in range(size)]
-    return tuple(weight / math.fsum(weights) for weight in weights)
+    total = sum(weights)
+    return tuple(weight / total for weight in weights)
 
 
 class Blur(NamedTuple):
@@ -55,7 +55,7 @@ class Blur(NamedTuple):
     def __call__(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Blurred maps, along all axes but the first."""
         if self.banded:
-            return self._matmul(maps, transpose=False)
+            return [self._matmul(m, transpose=False) for m in maps]
         if self.same:
             maps = [_pad(m, len(self.weights) // 2, "reflect") for m in maps]
         return [_materialize(self._shift_and_add(m)) for m in maps]
@@ -68,21 +68,20 @@ class Blur(NamedTuple):
         :math:`K^* = C K C^{-1}`.
         """
         if self.banded:
-            return self._matmul(maps, transpose=True)
+            return [self._matmul(m, transpose=True) for m in maps]
         if not self.same:
             return [self._shift_and_add(_pad(m, len(self.weights) - 1, "constant")) for m in maps]
         ends = _ends(maps[0])
         padded = [_pad(_materialize(m / ends), len(self.weights) // 2, "reflect") for m in maps]
         return [ends * self._shift_and_add(m) for m in padded]
 
-    def _matmul(self, maps: Sequence[Tensor], transpose: bool) -> list[Tensor]:
-        stacked = torch.stack(list(maps))
-        with torch.autocast(stacked.device.type, enabled=False):
-            for dim in range(2, stacked.ndim):
-                size = stacked.shape[dim] + (len(self.weights) - 1 if transpose and not self.same else 0)
-                band = banded_matrix(size, self.weights, self.same, stacked.dtype, stacked.device)
-                stacked = _along(stacked, dim, band.t() if transpose else band)
-        return list(stacked.unbind())
+    def _matmul(self, rows: Tensor, transpose: bool) -> Tensor:
+        with torch.autocast(rows.device.type, enabled=False):
+            for dim in range(1, rows.ndim):
+                size = rows.shape[dim] + (len(self.weights) - 1 if transpose and not self.same else 0)
+                band = banded_matrix(size, self.weights, self.same, rows.dtype, rows.device)
+                rows = _along(rows, dim, band.t() if transpose else band)
+        return rows
 
     def _shift_and_add(self, padded: Tensor) -> Tensor:
         reach = len(self.weights) // 2
@@ -98,6 +97,12 @@ class Blur(NamedTuple):
         return padded
 
 
+def blur_for(x: Tensor, window_size: int, sigma: float, same: bool) -> Blur:
+    """The blur for images ``(B, C, *space)``, by the path that is fastest for their size, here and now."""
+    banded = not torch.compiler.is_compiling() and max(x.shape[2:]) <= BANDED_UP_TO and _products_are_exact(x.dtype)
+    return Blur(gaussian_window(window_size, sigma), same, banded)
+
+
 @lru_cache(maxsize=128)
 def banded_matrix(
     size: int, weights: tuple[float, ...], same: bool, dtype: torch.dtype, device: torch.device
@@ -109,11 +114,19 @@ def banded_matrix(
         return Blur(weights, same, banded=False)([lines])[0].t().contiguous().to(device, dtype)
 
 
+def _products_are_exact(dtype: torch.dtype) -> bool:
+    # a variance is a small difference of large squares: TensorFloat-32 would lose it
+    try:
+        return dtype != torch.float32 or torch.get_float32_matmul_precision() == "highest"
+    except RuntimeError:  # set by torch's newer switches, one per backend, beside which it refuses to answer
+        return False
+
+
 def _along(maps: Tensor, dim: int, matrix: Tensor) -> Tensor:
     if dim == maps.ndim - 1:
         return maps @ matrix.t()
     product = matrix @ maps.flatten(dim + 1)
-    return product.unflatten(-1, maps.shape[dim + 1 :])
+    return product.view(*product.shape[:-1], *maps.shape[dim + 1 :])
 
 
 def _pad(maps: Tensor, reach: int, mode: str) -> Tensor:
