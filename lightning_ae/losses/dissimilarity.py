@@ -38,33 +38,36 @@ class Maps(NamedTuple):
     #: Their variances within the window.
     var_u: Tensor
     var_v: Tensor
-    #: One over the denominators of the two terms.
-    inverse_l: Tensor
-    inverse_cs: Tensor
-    #: The terms: one minus luminance, one minus contrast times structure.
-    not_l: Tensor
-    not_cs: Tensor
+    #: Twice the denominators of the two terms.
+    scale_l: Tensor
+    scale_cs: Tensor
+    #: Half the terms: half of one minus luminance, half of one minus contrast times structure.
+    half_l: Tensor
+    half_cs: Tensor
 
 
 def maps(x_hat: Tensor, x: Tensor, blur: Blur, c1: float, c2: float) -> Maps:
     """The statistics, by differentiable operations. Images are ``(N, *space)``."""
     u, v = x_hat + x, x_hat - x
     center_u, center_v = _center(u), _center(v)
-    u, v = u - center_u, v - center_v
+    u, v = u.sub_(center_u), v.sub_(center_v)
     mu_u, mu_v, square_u, square_v = blur([u, v, u * u, v * v])
-    var_u = torch.addcmul(square_u, mu_u, mu_u, value=-1)
-    var_v = torch.addcmul(square_v, mu_v, mu_v, value=-1)
+    var_u = square_u.addcmul_(mu_u, mu_u, value=-1)
+    var_v = square_v.addcmul_(mu_v, mu_v, value=-1)
     level_u, level_v = mu_u + center_u, mu_v + center_v
-    square_level_v = level_v * level_v
-    inverse_l = (0.5 * torch.addcmul(square_level_v, level_u, level_u) + c1).reciprocal()
-    inverse_cs = (0.5 * (var_u + var_v) + c2).reciprocal()
-    not_l, not_cs = square_level_v * inverse_l, var_v * inverse_cs
-    return Maps(u, v, mu_u, mu_v, level_u, level_v, var_u, var_v, inverse_l, inverse_cs, not_l, not_cs)
+    square_v = level_v * level_v
+    scale_l = torch.addcmul(square_v, level_u, level_u).add_(2 * c1)
+    scale_cs = (var_u + var_v).add_(2 * c2)
+    return Maps(
+        u, v, mu_u, mu_v, level_u, level_v, var_u, var_v, scale_l, scale_cs, square_v / scale_l, var_v / scale_cs
+    )
 
 
-def combine(m: Maps, luminance: bool) -> Tensor:
-    """One minus SSIM; without luminance, one minus contrast times structure."""
-    return m.not_l + m.not_cs - m.not_l * m.not_cs if luminance else m.not_cs
+def half_dissimilarity(m: Maps, luminance: bool) -> tuple[Tensor, Tensor]:
+    """Luminance, and half of what contrast and structure lose of it: half of 1 − SSIM is ``half_l`` and the latter."""
+    # half - half * alpha would round twice: 1 - 2h is exact where h is small
+    bright = torch.rsub(m.half_l, 1, alpha=2) if luminance else torch.ones_like(m.half_l)
+    return bright, bright * m.half_cs
 
 
 def mean_dissimilarity(x_hat: Tensor, x: Tensor, blur: Blur, c1: float, c2: float, *, luminance: bool = True) -> Tensor:
@@ -106,18 +109,20 @@ class _MeanDissimilarity(torch.autograd.Function):
         values, gradients = [], []
         for a, b in zip(torch.split(x_hat, size), torch.split(x, size), strict=True):
             m = maps(a, b, blur, *constants)
-            values.append(_mean(combine(m, luminance)))
-            gradients.append(_gradients(m, blur, luminance, needs))
-        kept = [torch.cat(parts) for parts, needed in zip(zip(*gradients, strict=True), needs, strict=True) if needed]
+            value, *units = _value_and_gradients(m, blur, luminance, needs)
+            values.append(value)
+            gradients.append(units)
+        kept = [_join(parts) for parts, needed in zip(zip(*gradients, strict=True), needs, strict=True) if needed]
         ctx.save_for_backward(x_hat, x, *kept)
         ctx.blur, ctx.constants, ctx.luminance, ctx.needs = blur, constants, luminance, needs
-        return torch.cat(values)
+        return _join(tuple(values))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x_hat, x, *kept = ctx.saved_tensors
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            value = _mean(combine(maps(x_hat, x, ctx.blur, *ctx.constants), ctx.luminance))
+            m = maps(x_hat, x, ctx.blur, *ctx.constants)
+            value = _value(m, half_dissimilarity(m, ctx.luminance)[1], ctx.luminance)
             inputs = [image for image, needed in zip((x_hat, x), ctx.needs, strict=True) if needed]
             found = iter(torch.autograd.grad(value, inputs, grad, create_graph=True))
         else:
@@ -125,33 +130,48 @@ class _MeanDissimilarity(torch.autograd.Function):
         return *(next(found) if needed else None for needed in ctx.needs), None, None, None, None
 
 
-def _gradients(m: Maps, blur: Blur, luminance: bool, needs: tuple[bool, bool]) -> list[Tensor | None]:
-    """Gradients of the mean with respect to both images, None where it is not needed."""
+def _value(m: Maps, lost: Tensor, luminance: bool) -> Tensor:
+    return 2 * (_mean(m.half_l) + _mean(lost)) if luminance else 2 * _mean(lost)
+
+
+def _value_and_gradients(
+    m: Maps, blur: Blur, luminance: bool, needs: tuple[bool, bool]
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The mean and its gradients with respect to both images, None where it is not needed."""
+    bright, lost = half_dissimilarity(m, luminance)
+    value = _value(m, lost, luminance)
     if not any(needs):
-        return [None, None]
-    # derivatives by the squares of u and v, in the luminance and in the variances
-    cs = (1 - m.not_l) * m.inverse_cs if luminance else m.inverse_cs
-    by_var_u = -0.5 * cs * m.not_cs
-    by_var_v = cs + by_var_u
-    by_mu_u, by_mu_v = -m.mu_u * by_var_u, -m.mu_v * by_var_v
+        return value, None, None
+    # the derivatives by the variances are 2 * by_var_v and -2 * by_var_u; by the squared levels likewise
+    by_var_v = bright.sub_(lost).div_(m.scale_cs)
+    by_var_u = lost.div_(m.scale_cs)
+    by_mu_u, by_mu_v = m.mu_u * by_var_u, m.mu_v * by_var_v
     if luminance:
-        level = (1 - m.not_cs) * m.inverse_l
-        by_level_u = -0.5 * level * m.not_l
-        by_mu_u = torch.addcmul(by_mu_u, m.level_u, by_level_u)
-        by_mu_v = torch.addcmul(by_mu_v, m.level_v, level + by_level_u)
-    scale = 2 / m.not_cs[0].numel()
+        level = torch.rsub(m.half_cs, 1, alpha=2).div_(m.scale_l)
+        dark = level * m.half_l
+        by_mu_u = by_mu_u.addcmul_(m.level_u, dark, value=-1)
+        by_mu_v = by_mu_v.addcmul_(m.level_v, level.sub_(dark), value=-1)
+    factor = 4 / m.half_l[0].numel()
     if not needs[1]:
-        by_mu, by_var_u, by_var_v = blur.adjoint([by_mu_u + by_mu_v, by_var_u, by_var_v])
-        return [scale * (by_mu + m.u * by_var_u + m.v * by_var_v), None]
+        by_mu, by_var_u, by_var_v = blur.adjoint([by_mu_u.sub_(by_mu_v), by_var_u, by_var_v])
+        unit = by_mu.addcmul_(m.u, by_var_u, value=-1).addcmul_(m.v, by_var_v).mul_(factor)
+        return value, unit, None
     by_mu_u, by_mu_v, by_var_u, by_var_v = blur.adjoint([by_mu_u, by_mu_v, by_var_u, by_var_v])
-    by_u, by_v = by_mu_u + m.u * by_var_u, by_mu_v + m.v * by_var_v
-    return [scale * (by_u + by_v) if needs[0] else None, scale * (by_u - by_v)]
+    by_u = by_mu_u.addcmul_(m.u, by_var_u, value=-1).mul_(factor)
+    by_v = (m.v * by_var_v).sub_(by_mu_v).mul_(factor)
+    return value, by_u + by_v if needs[0] else None, by_u - by_v
 
 
 def _mean(rows: Tensor) -> Tensor:
-    # the last axis first: so the compiler can fuse it with what precedes
-    return rows.sum(-1).flatten(1).sum(1) / rows[0].numel() if rows.ndim > 2 else rows.mean(1)
+    if not torch.compiler.is_compiling() or rows.ndim == 2:
+        return rows.flatten(1).mean(1)
+    # line by line: so the compiler can fuse it with what precedes
+    return rows.sum(-1).flatten(1).sum(1) / rows[0].numel()
 
 
 def _center(rows: Tensor) -> Tensor:
     return _mean(rows.detach()).view(-1, *[1] * (rows.ndim - 1))
+
+
+def _join(parts: tuple[Tensor, ...]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

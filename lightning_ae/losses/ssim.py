@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_ae.losses.base import ActivatedLoss, Activation, full_precision
-from lightning_ae.losses.dissimilarity import combine, maps, mean_dissimilarity
+from lightning_ae.losses.dissimilarity import half_dissimilarity, maps, mean_dissimilarity
 from lightning_ae.losses.windows import Blur, blur_for
 
 Padding = Literal["same", "valid"]
@@ -222,5 +222,6 @@ def _parts(x_hat: Tensor, x: Tensor, blur: Blur, c1: float, c2: float) -> SSIMPa
     deviations = product.clamp(min=torch.finfo(product.dtype).tiny).sqrt()
     contrast = (2 * deviations + c2) / (2 * mean_variance + c2)
     structure = (0.25 * (m.var_u - m.var_v) + c2 / 2) / (deviations + c2 / 2)
-    factors = (1 - combine(m, luminance=True), 1 - m.not_l, contrast, structure)
+    luminance, lost = half_dissimilarity(m, luminance=True)
+    factors = (1 - 2 * (m.half_l + lost), luminance, contrast, structure)
     return SSIMParts(*(factor.reshape(len(x), -1).mean(1) for factor in factors))

@@ -55,7 +55,7 @@ class Blur(NamedTuple):
     def __call__(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Blurred maps, along all axes but the first."""
         if self.banded:
-            return [self._matmul(m, transpose=False) for m in maps]
+            return self._matmul(maps, transpose=False)
         if self.same:
             maps = [_pad(m, len(self.weights) // 2, "reflect") for m in maps]
         return [_materialize(self._shift_and_add(m)) for m in maps]
@@ -68,20 +68,21 @@ class Blur(NamedTuple):
         :math:`K^* = C K C^{-1}`.
         """
         if self.banded:
-            return [self._matmul(m, transpose=True) for m in maps]
+            return self._matmul(maps, transpose=True)
         if not self.same:
             return [self._shift_and_add(_pad(m, len(self.weights) - 1, "constant")) for m in maps]
         ends = _ends(maps[0])
         padded = [_pad(_materialize(m / ends), len(self.weights) // 2, "reflect") for m in maps]
         return [ends * self._shift_and_add(m) for m in padded]
 
-    def _matmul(self, rows: Tensor, transpose: bool) -> Tensor:
-        with torch.autocast(rows.device.type, enabled=False):
-            for dim in range(1, rows.ndim):
-                size = rows.shape[dim] + (len(self.weights) - 1 if transpose and not self.same else 0)
-                band = banded_matrix(size, self.weights, self.same, rows.dtype, rows.device)
-                rows = _along(rows, dim, band.t() if transpose else band)
-        return rows
+    def _matmul(self, maps: Sequence[Tensor], transpose: bool) -> list[Tensor]:
+        first = maps[0]
+        with torch.autocast(first.device.type, enabled=False):
+            for dim in range(1, first.ndim):
+                size = first.shape[dim] + (len(self.weights) - 1 if transpose and not self.same else 0)
+                band = banded_matrix(size, self.weights, self.same, first.dtype, first.device)
+                maps = [_along(m, dim, band.t() if transpose else band) for m in maps]
+        return list(maps)
 
     def _shift_and_add(self, padded: Tensor) -> Tensor:
         reach = len(self.weights) // 2
