@@ -37,3 +37,15 @@ def test_measures_of_a_perfect_and_a_glowing_reconstruction():
     glow[..., 10:22, 10:22] = glow[..., 10:22, 10:22].clamp(min=0.3)  # two pixels around the edge
     assert measure(glow, x)["halo"] > 0.1
     assert measure(0.5 * x, x)["sharpness"] < 0.6
+
+
+def test_measures_on_grey_are_those_on_black():
+    measure = load().measure
+    x = torch.zeros(2, 1, 32, 32)
+    x[..., 12:20, 12:20] = 1.0
+    glow = x.clone()
+    glow[..., 10:22, 10:22] = glow[..., 10:22, 10:22].clamp(min=0.3)
+    on_black, on_grey = measure(glow, x), measure(0.5 + 0.5 * glow, 0.5 + 0.5 * x, background=0.5)
+    assert abs(on_grey["halo"] - 0.5 * on_black["halo"]) < 1e-6
+    assert abs(on_grey["sharpness"] - on_black["sharpness"]) < 1e-6
+    assert abs(measure(0.1 + x, x)["drift"] - 0.1) < 1e-6
