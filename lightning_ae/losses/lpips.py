@@ -13,6 +13,8 @@ from lightning_ae.losses.base import ActivatedLoss, Activation
 from lightning_ae.losses.perceptual import FrozenModule
 
 Net = Literal["alex", "squeeze", "vgg"]
+#: Shortest side that is left with a pixel in the last layer.
+SMALLEST = {"alex": 31, "squeeze": 17, "vgg": 16}
 
 
 class LPIPSLoss(ActivatedLoss):
@@ -33,7 +35,9 @@ class LPIPSLoss(ActivatedLoss):
         ``params`` and ``x``: ``(B, 1 or 3, H, W)``; the loss ``(B,)``.
 
     Raises:
-        ValueError: if the network has another name, the file is missing, or the input has other channels.
+        ValueError: if the network has another name, the file is missing, or the input has other channels or is too
+            small (sides from 31 pixels for ``"alex"``, 17 for ``"squeeze"``, 16 for ``"vgg"``); from :meth:`check`, if
+            targets lie outside [0, 1].
 
     Source: Zhang et al. 2018, https://arxiv.org/abs/1801.03924.
 
@@ -53,23 +57,34 @@ class LPIPSLoss(ActivatedLoss):
         super().__init__(activation)
         from torchmetrics.functional.image.lpips import _LPIPS
 
-        if net not in ("alex", "squeeze", "vgg"):
+        if net not in SMALLEST:
             raise ValueError(f"net: expected 'alex', 'squeeze' or 'vgg', got {net!r}.")
         if weights not in (None, "DEFAULT") and not Path(weights).is_file():
             raise ValueError(f"weights: expected a file, 'DEFAULT' or None, got {weights!r}.")
         with torch.random.fork_rng(devices=()):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs too
             # the class behind torchmetrics' metric, which checks the range on the host in every call
             network = _LPIPS(net=net, pnet_rand=weights != "DEFAULT", use_dropout=True)
         if weights not in (None, "DEFAULT"):
             _load_backbone(network.net, torch.load(weights, map_location="cpu", weights_only=True))
         self.network = FrozenModule(network)
+        self.smallest = SMALLEST[net]
+
+    def check(self, x: Tensor) -> None:
+        """Targets must lie in [0, 1]."""
+        low, high = x.amin(), x.amax()
+        if low < 0 or high > 1:
+            raise ValueError(f"LPIPSLoss: targets must lie in [0, 1], got values from {low:.4g} to {high:.4g}.")
 
     def forward(self, params: Tensor, x: Tensor) -> Tensor:
         """Perceptual distance of each example, ``(B,)``."""
         params, x = self._prepare(params, x)
         if x.ndim != 4 or x.shape[1] not in (1, 3):
             raise ValueError(f"LPIPSLoss: expected images (B, 1 or 3, H, W), got {tuple(x.shape)}.")
+        if min(x.shape[2:]) < self.smallest:
+            raise ValueError(
+                f"LPIPSLoss: expected sides of {self.smallest} pixels or more for this net, got {tuple(x.shape[2:])}."
+            )
         with torch.autocast(x.device.type, enabled=False):
             images = [image.expand(-1, 3, -1, -1) for image in (self.mean(params), x)]
             distance: Tensor = self.network(*images, False, True)

@@ -20,12 +20,11 @@ class MultiScaleSSIMLoss(ActivatedLoss):
     r"""One minus multi-scale SSIM: contrast and structure at every scale, luminance at the coarsest.
 
     .. math::
-        1 - \mathrm{MS\text{-}SSIM} = 1 - \overline{l_M^{w_M} \prod_{j=1}^{M} (cs)_j^{w_j}}, \qquad
-        (cs)_j \to \max(0, (cs)_j),
+        1 - \mathrm{MS\text{-}SSIM} = 1 - \overline{(l\,cs)_M^{w_M} \prod_{j=1}^{M-1} (cs)_j^{w_j}},
 
-    each factor a mean over the positions where the window fits, each scale the one before averaged over 2×2 pixels,
-    and the bar a mean over channels. A channel whose structure is inverted at any scale has similarity 0 and *no
-    gradient*: start from a model that is trained on pixels, or mix the two.
+    each factor a mean over the positions where the window fits, or 0 if that is negative, each scale the one before
+    averaged over 2×2 pixels, and the bar a mean over channels. A channel whose structure is inverted at any scale has
+    similarity 0 and *no gradient*: start from a model that is trained on pixels, or mix the two.
 
     Args:
         activation: :math:`\varphi`: ``"identity"``, ``"sigmoid"``, ``"tanh"`` or ``"relu"``.
@@ -39,8 +38,8 @@ class MultiScaleSSIMLoss(ActivatedLoss):
         ``(window_size - 1) * 2 ** (len(weights) - 1)`` (160 by default); the loss ``(B,)``, in [0, 1].
 
     Raises:
-        ValueError: as :func:`ssim`, or if there are no weights; from :meth:`check`, if the targets span more than
-            ``data_range``.
+        ValueError: as :func:`ssim`, or if there are no weights or negative ones; from :meth:`check`, if the targets
+            span more than ``data_range``.
 
     Source: Wang, Simoncelli & Bovik 2003, https://doi.org/10.1109/ACSSC.2003.1292216; details as in pytorch-msssim.
 
@@ -61,8 +60,8 @@ class MultiScaleSSIMLoss(ActivatedLoss):
     ) -> None:
         super().__init__(activation)
         check_options(data_range, window_size, sigma)
-        if not weights:
-            raise ValueError("weights: expected one for each scale, got none.")
+        if not weights or min(weights) < 0:
+            raise ValueError(f"weights: expected one for each scale, none negative, got {tuple(weights)}.")
         self.data_range = data_range
         self.window_size = window_size
         self.sigma = sigma

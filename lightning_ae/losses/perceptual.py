@@ -34,10 +34,10 @@ class FrozenModule(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenModule:
         # to the device, and to float64, but never to half precision: losses are computed in full
         held = self._held[0]
-        for tensor in itertools.chain(held.parameters(), held.buffers()):
+        tensors = sorted(itertools.chain(held.parameters(), held.buffers()), key=torch.is_floating_point, reverse=True)
+        for tensor in tensors[:1]:
             there = fn(tensor.new_empty(0))
-            held.to(there.device, None if there.dtype in (torch.float16, torch.bfloat16) else there.dtype)
-            break
+            held.to(there.device, there.dtype if there.dtype in (torch.float32, torch.float64) else None)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
@@ -66,6 +66,7 @@ class FeatureLoss(ActivatedLoss):
         ``params`` and ``x``: ``(B, *event)``; the loss ``(B,)``.
 
     Raises:
+        TypeError: if ``features`` is no module.
         ValueError: if the activation has another name.
 
     Source: Johnson, Alahi & Fei-Fei 2016, https://arxiv.org/abs/1603.08155.
@@ -77,6 +78,8 @@ class FeatureLoss(ActivatedLoss):
 
     def __init__(self, features: nn.Module, activation: Activation = "identity") -> None:
         super().__init__(activation)
+        if not isinstance(features, nn.Module):
+            raise TypeError(f"features: expected a Module, got a {type(features).__name__}.")
         self.features = FrozenModule(features)
 
     def forward(self, params: Tensor, x: Tensor) -> Tensor:
@@ -158,7 +161,8 @@ class TorchvisionFeatures(Rebuildable, nn.Module):
         ``(B, 1 or 3, H, W)`` to one tensor ``(B, ...)`` for each layer.
 
     Raises:
-        ValueError: if the model or a layer is unknown, or the input has other than 1 or 3 channels.
+        ValueError: if the model or a layer is unknown, ``layers`` is no sequence of names or empty, or the input has
+            other than 1 or 3 channels.
 
     Source: Simonyan & Zisserman 2015, https://arxiv.org/abs/1409.1556; Gatys, Ecker & Bethge 2015,
     https://arxiv.org/abs/1508.06576.
@@ -177,12 +181,15 @@ class TorchvisionFeatures(Rebuildable, nn.Module):
         from torchvision import models
         from torchvision.models.feature_extraction import create_feature_extractor
 
+        self.layers = tuple(layers)
+        if isinstance(layers, str) or not self.layers:
+            raise ValueError(f"layers: expected a sequence of names, at least one, got {layers!r}.")
         is_file = weights is not None and Path(weights).is_file()
         if isinstance(weights, Path) and not is_file:
             raise ValueError(f"weights: no file at {weights}.")
         try:
             with torch.random.fork_rng(devices=()):
-                torch.manual_seed(seed)
+                torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs too
                 network = models.get_model(model, weights=None if is_file else weights)
         except KeyError as error:
             raise ValueError(f"weights: neither a file nor weights of {model}: {weights}.") from error
@@ -191,8 +198,7 @@ class TorchvisionFeatures(Rebuildable, nn.Module):
         for module in network.modules():
             if hasattr(module, "inplace"):
                 module.inplace = False  # would overwrite the activations of the layer before
-        self.network = create_feature_extractor(network.eval(), {name: name for name in layers})
-        self.layers = tuple(layers)
+        self.network = create_feature_extractor(network.eval(), {name: name for name in self.layers})
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1), persistent=False)
 

@@ -26,6 +26,7 @@ class WeightedLoss(KeepsAttributes, ReconstructionLoss):
         as the losses themselves; the sum is ``(B,)``.
 
     Raises:
+        TypeError: if ``losses`` is no mapping of losses.
         ValueError: if there is no loss, if the names of the weights are others, or if the activations disagree.
 
     Source: Zhao et al. 2017, https://arxiv.org/abs/1511.08861.
@@ -42,6 +43,11 @@ class WeightedLoss(KeepsAttributes, ReconstructionLoss):
 
     def __init__(self, losses: Mapping[str, ReconstructionLoss], weights: Mapping[str, float] | None = None) -> None:
         super().__init__()
+        if not isinstance(losses, Mapping):
+            raise TypeError(f"losses: expected a mapping from names to losses, got a {type(losses).__name__}.")
+        for name, loss in losses.items():
+            if not isinstance(loss, ReconstructionLoss):
+                raise TypeError(f"losses: expected {name!r} to be a ReconstructionLoss, got a {type(loss).__name__}.")
         if not losses:
             raise ValueError("losses: expected at least one, got none.")
         if weights is not None and set(weights) != set(losses):
@@ -55,7 +61,8 @@ class WeightedLoss(KeepsAttributes, ReconstructionLoss):
         for name, loss in losses.items():
             if loss.output_activation not in ("identity", first.output_activation):
                 raise ValueError(
-                    f"losses: the first applies {first.output_activation}, but {name!r} {loss.output_activation}."
+                    f"losses: the first applies {first.output_activation}, but {name!r} {loss.output_activation}. "
+                    "Put the one first that owns the activation, the others with the identity."
                 )
             if loss.output_activation != "identity" and loss.params_per_feature != first.params_per_feature:
                 raise ValueError(
@@ -121,6 +128,7 @@ class AlphaMix(WeightedLoss):
         as the losses themselves; the mix is ``(B,)``.
 
     Raises:
+        TypeError: if one of them is no loss.
         ValueError: if ``alpha`` lies outside [0, 1], or the activations disagree.
 
     Source: Zhao et al. 2017, https://arxiv.org/abs/1511.08861; Johnson, Alahi & Fei-Fei 2016,
@@ -140,6 +148,7 @@ class AlphaMix(WeightedLoss):
         if not 0 <= alpha <= 1:
             raise ValueError(f"alpha: expected a number in [0, 1], got {alpha}.")
         super().__init__({"pixel": pixel, "perceptual": perceptual})
+        del self.weights  # nobody would read them
         self.alpha = alpha
 
     def current_weights(self) -> dict[str, float]:

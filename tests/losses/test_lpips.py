@@ -44,3 +44,23 @@ def test_errors_at_the_door():
         ae.LPIPSLoss("squeeze", "nowhere.pt")
     with pytest.raises(ValueError, match=r"expected images \(B, 1 or 3, H, W\), got \(1, 2, 64, 64\)"):
         ae.LPIPSLoss("squeeze")(torch.rand(1, 2, 64, 64), torch.rand(1, 2, 64, 64))
+
+
+@pytest.mark.parametrize(("net", "smallest"), [("alex", 31), ("squeeze", 17)])
+def test_the_smallest_image_has_a_distance_and_a_smaller_one_an_error(net, smallest):
+    loss = ae.LPIPSLoss(net)
+    x = torch.rand(1, 1, smallest, smallest)
+    assert loss(torch.zeros_like(x), x).gt(0).all()
+    with pytest.raises(
+        ValueError, match=rf"sides of {smallest} pixels or more for this net, got \({smallest - 1}, 40\)"
+    ):
+        loss(*torch.rand(2, 1, 1, smallest - 1, 40))
+    with pytest.raises(RuntimeError, match="too small"):  # what the network itself would say
+        loss.network(*torch.rand(2, 1, 3, smallest - 1, 40))
+
+
+def test_targets_outside_the_unit_interval_are_refused():
+    loss = ae.LPIPSLoss("squeeze")
+    loss.check(torch.rand(1, 1, 20, 20))
+    with pytest.raises(ValueError, match=r"targets must lie in \[0, 1\], got values from -1 to 1"):
+        loss.check(torch.tensor([-1.0, 1.0]))

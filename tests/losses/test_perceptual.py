@@ -71,6 +71,29 @@ def test_features_follow_the_model_and_its_copies():
     torch.testing.assert_close(again.loss(params, x), model.loss(params, x))
 
 
+class Permuted(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("order", torch.tensor([2, 0, 1]))
+        self.register_buffer("scale", torch.tensor(3.0))
+
+    def forward(self, x):
+        return self.scale * x[:, self.order]
+
+
+@pytest.mark.parametrize(("dtype", "expected"), [(torch.float64, torch.float64), (torch.bfloat16, torch.float32)])
+def test_features_with_whole_numbers_follow_the_model_too(dtype, expected):
+    loss = ae.FeatureLoss(Permuted()).to(dtype)
+    phi = loss.features.module
+    assert (phi.order.dtype, phi.scale.dtype) == (torch.int64, expected)
+    x_hat, x = torch.rand(2, 3, dtype=dtype), torch.rand(2, 3, dtype=dtype)
+    expected = 9 * (x_hat.to(expected) - x.to(expected)).square().sum(1)
+    torch.testing.assert_close(loss(x_hat, x), expected)
+    del phi.scale
+    loss.to(dtype).to("cpu")
+    assert phi.order.dtype is torch.int64
+
+
 def test_sobel_is_scipys():
     x = torch.rand(1, 2, 7, 6, dtype=torch.float64)
     down, right = ae.ImageGradients("sobel").double()(x)
@@ -112,6 +135,16 @@ def test_random_features_are_the_same_ones_after_loading(make_trainer, tmp_path)
     torch.testing.assert_close(ae.load(tmp_path / "m.ckpt").loss(x.roll(1, 2), x), model.loss(x.roll(1, 2), x))
 
 
+@pytest.mark.parametrize("build", [lambda: ae.TorchvisionFeatures("squeezenet1_1", ["features.1"]), ae.LPIPSLoss])
+def test_random_features_leave_the_generators_of_all_devices_alone(build, monkeypatch):
+    seeded = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    state = torch.get_rng_state()
+    build()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not seeded
+
+
 def test_layers_are_not_overwritten_by_the_activation_after_them():
     alone = ae.TorchvisionFeatures("vgg11", ["features.0"])
     both = ae.TorchvisionFeatures("vgg11", ["features.0", "features.3"])
@@ -138,9 +171,16 @@ def test_features_stay_in_full_precision(precision, make_trainer):
             r"expected images \(B, 1 or 3, H, W\)",
         ),
         (lambda: ae.TorchvisionFeatures("squeezenet1_1", ["nowhere"]), "nowhere"),
+        (lambda: ae.TorchvisionFeatures("squeezenet1_1", "features.1"), "layers: expected a sequence of names"),
+        (lambda: ae.TorchvisionFeatures("squeezenet1_1", []), r"layers: .* at least one, got \[\]"),
         (lambda: ae.FeatureLoss(nn.Identity(), activation="softmax"), "activation: expected one of"),
     ],
 )
 def test_errors_at_the_door(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_function_is_refused_as_features():
+    with pytest.raises(TypeError, match="features: expected a Module, got a function"):
+        ae.FeatureLoss(lambda x: x)

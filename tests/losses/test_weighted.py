@@ -79,12 +79,34 @@ def test_parts_are_logged_and_rebuilt(make_trainer, tmp_path):
     torch.testing.assert_close(again.loss(again(x).params, x), model.loss(model(x).params, x))
 
 
+def test_a_mix_has_no_weights_but_alpha():
+    loss = ae.AlphaMix(ae.SquaredError(), ae.LaplaceNLL(), alpha=0.25)
+    assert not hasattr(loss, "weights")
+    assert loss.current_weights() == {"pixel": 0.25, "perceptual": 0.75}
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: ae.WeightedLoss([ae.SquaredError()]), "losses: expected a mapping from names to losses, got a list"),
+        (
+            lambda: ae.WeightedLoss({"a": nn.MSELoss()}),
+            "losses: expected 'a' to be a Recon.*, got a MSELoss",
+        ),
+        (lambda: ae.AlphaMix(ae.SquaredError(), ae.ImageGradients()), "'perceptual' to be a ReconstructionLoss"),
+    ],
+)
+def test_what_is_no_loss_is_refused(build, message):
+    with pytest.raises(TypeError, match=message):
+        build()
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [
         (lambda: ae.WeightedLoss({}), "losses: expected at least one"),
         (lambda: ae.WeightedLoss({"a": ae.SquaredError()}, {"b": 1.0}), r"weights: expected the names \['a'\]"),
-        (lambda: ae.WeightedLoss({"a": ae.SquaredError(), "b": ae.BernoulliNLL()}), "the first applies identity"),
+        (lambda: ae.WeightedLoss({"a": ae.SquaredError(), "b": ae.BernoulliNLL()}), "identity, but 'b' sigmoid. Put"),
         (lambda: ae.AlphaMix(ae.SquaredError(), ae.LaplaceNLL(), 1.5), r"alpha: expected a number in \[0, 1\]"),
     ],
 )
