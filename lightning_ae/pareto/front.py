@@ -154,8 +154,8 @@ class ParetoFront:
         folder.mkdir(parents=True, exist_ok=True)
         names = [f"model_{i:03d}.ckpt" for i in range(len(self.models))]
         quiet: dict[str, Any] = dict.fromkeys(("logger", "enable_model_summary", "enable_progress_bar"), False)
+        trainer = L.Trainer(accelerator="cpu", **quiet)
         for name, model in zip(names, self.models, strict=True):
-            trainer = L.Trainer(accelerator="cpu", **quiet)
             trainer.strategy.connect(model)
             trainer.save_checkpoint(folder / name, weights_only=True)
         content = {"alphas": self.alphas.tolist(), "objectives": self.objectives.tolist(), "models": names}

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import io
+import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
@@ -61,7 +63,8 @@ def sweep(
         together: True to insist on training together, False to train one by one, ``"auto"`` for together if possible.
         split: where the objectives are measured.
         seed: of the initial weights, and of shuffles that use the global generators.
-        devices: as for the Trainer; if there are several, ``make_model`` and ``data`` have to be picklable.
+        devices: as for the Trainer; if there are several, ``make_model`` and ``data`` have to be picklable, and a
+            script calls it below ``if __name__ == "__main__":``.
         **trainer_options: for :class:`lightning.Trainer`, e.g. ``max_epochs``; by default it logs, saves and validates
             nothing. Callbacks belong into the model's ``configure_callbacks``, so that each point has its own.
 
@@ -70,8 +73,8 @@ def sweep(
 
     Raises:
         TypeError: if ``data`` is no data module, or ``make_model`` returns no ``Autoencoder``.
-        ValueError: if there is no alpha, if ``make_model`` does not follow it, if the split is empty, or if
-            ``together=True`` is impossible; the message says why.
+        ValueError: if there is no alpha, if ``make_model`` does not follow it or gives models that share parts, if the
+            split is empty, or if ``together=True`` is impossible; the message says why.
 
     Source: Miettinen 1998, Nonlinear Multiobjective Optimization, section 3.1: minimisers of the sum with positive
     weights are Pareto optimal, and on a convex front all points are found so.
@@ -87,16 +90,18 @@ def sweep(
         (torch.Size([3, 2]), 3)
     """
     alphas = [float(alpha) for alpha in alphas]
-    _check(alphas, data, split, trainer_options)
+    _check(alphas, data, split, together, trainer_options)
     options = {**QUIET, **trainer_options}
     places = single_devices(options.pop("accelerator", "auto"), devices)[: len(alphas)]
     settings = {"together": together, "split": split, "seed": seed, **options}
     if len(places) > 1:
         return _sweep_spread(make_model, alphas, data, places, settings)
     with isolate_rng():
-        models = [_make(make_model, alpha, seed) for alpha in alphas]
-        for run in _runs(models, together, options):
-            L.seed_everything(seed, verbose=False)
+        models = _make_all(make_model, alphas, seed)
+        runs = _runs(models, together, options)
+        _check_split(data, split, L.Trainer(**places[0], **options))
+        for run in runs:
+            _seed(seed)
             trainer = L.Trainer(**places[0], **options)
             trainer.fit(run, datamodule=data)
             run.trainer = None  # which would keep its loaders and optimizers alive
@@ -117,25 +122,21 @@ def measure(models: Sequence[Autoencoder], data: L.LightningDataModule, split: S
 
     Returns:
         ``(n, 2)``, float64, on the CPU.
-
-    Raises:
-        ValueError: if the split has no batch.
     """
     totals = torch.zeros(len(models), 2, dtype=torch.float64)
     count = 0
     for model in models:
         model.to(device).eval()
     for batch in _batches(data, split):
+        batch = data.on_before_batch_transfer(batch, 0)
+        batch = data.on_after_batch_transfer(data.transfer_batch_to_device(batch, device, 0), 0)
         for total, model in zip(totals, models, strict=True):
-            parameter = next(model.parameters())
-            x = model.get_input(batch).to(parameter.device, parameter.dtype)
+            x = model.get_input(batch).to(device, next(model.parameters()).dtype)
             with torch.no_grad():
                 total += raw_losses(model.loss, model.decoder(model.encode(x)), x).sum(1).cpu()
         count += len(x)
     for model in models:
         model.cpu()
-    if count == 0:
-        raise ValueError(f"split: the data have no {split} examples to measure the objectives on.")
     return totals / count
 
 
@@ -147,7 +148,7 @@ def _batches(data: L.LightningDataModule, split: Split) -> Iterator[Any]:
         yield from loader
 
 
-def _check(alphas: list[float], data: Any, split: str, options: dict[str, Any]) -> None:
+def _check(alphas: list[float], data: Any, split: str, together: Any, options: dict[str, Any]) -> None:
     if not alphas or not all(0 <= alpha <= 1 for alpha in alphas):
         raise ValueError(f"alphas: expected at least one number in [0, 1], got {alphas}.")
     if not isinstance(data, L.LightningDataModule):
@@ -156,6 +157,8 @@ def _check(alphas: list[float], data: Any, split: str, options: dict[str, Any]) 
         )
     if split not in ("train", "val", "test"):
         raise ValueError(f"split: expected 'train', 'val' or 'test', got {split!r}.")
+    if together not in (True, False, "auto"):
+        raise ValueError(f"together: expected True, False or 'auto', got {together!r}.")
     if options.get("callbacks"):
         raise ValueError(
             "callbacks: they would carry their state from one point to the next; "
@@ -163,8 +166,32 @@ def _check(alphas: list[float], data: Any, split: str, options: dict[str, Any]) 
         )
 
 
+def _check_split(data: L.LightningDataModule, split: Split, trainer: L.Trainer) -> None:
+    # before the training, not after it; what a loader asks its trainer it can
+    data.trainer = trainer
+    data.prepare_data()
+    data.setup("fit")
+    if next(_batches(data, split), None) is None:
+        raise ValueError(f"split: the data have no {split} examples to measure the objectives on.")
+
+
+def _seed(seed: int) -> None:
+    # not L.seed_everything, which would leave PL_GLOBAL_SEED behind for later runs
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def _make_all(make_model: MakeModel, alphas: list[float], seed: int) -> list[Autoencoder]:
+    models = [_make(make_model, alpha, seed) for alpha in alphas]
+    parts = [id(part) for model in models for part in (model.loss, *model.parameters())]
+    if len(set(parts)) < len(parts):
+        raise ValueError("make_model: expected a new model and a new loss each time, got parts that models share.")
+    return models
+
+
 def _make(make_model: MakeModel, alpha: float, seed: int) -> Autoencoder:
-    L.seed_everything(seed, verbose=False)
+    _seed(seed)
     model = make_model(alpha)
     if not isinstance(model, Autoencoder):
         raise TypeError(f"make_model: expected to get an Autoencoder, got a {type(model).__name__}.")
@@ -200,7 +227,7 @@ def _sweep_spread(
         for share, place in zip(shares, places, strict=True)
     ]
     with isolate_rng():
-        models = [_make(make_model, alpha, settings["seed"]).eval() for alpha in alphas]
+        models = [model.eval() for model in _make_all(make_model, alphas, settings["seed"])]
     objectives = torch.empty(len(alphas), 2, dtype=torch.float64)
     for share, packed in zip(shares, in_processes(_sweep_share, jobs), strict=True):
         measured, states = torch.load(io.BytesIO(packed), weights_only=True)

@@ -148,6 +148,8 @@ def _of_model(model: Autoencoder) -> Iterator[str]:
             yield f"{name} has a {box}, {type(getattr(model, box)).__name__}."
     if len(model.penalties):
         yield f"{name} has penalties."
+    if getattr(model.encoder, "input_transform", "identity") != "identity":
+        yield f"{name} has an input_transform, {model.encoder.input_transform}."
     for network in (model.encoder, model.decoder):
         if not any(isinstance(network, cls) and type(network).forward is cls.forward for cls in _NETWORKS):
             yield f"{name} has a {type(network).__name__}, which is no stack of linear layers that is known."

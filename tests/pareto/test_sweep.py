@@ -11,6 +11,7 @@ from torch import nn
 
 from lightning_ae import (
     AlphaMix,
+    Autoencoder,
     ConvAutoencoder,
     FeatureLoss,
     ImageGradients,
@@ -186,6 +187,65 @@ def test_a_sweep_can_be_repeated_and_leaves_the_random_state_alone(data):
     assert all(not model.training and model.device.type == "cpu" for model in first.models)
 
 
+def test_a_sweep_leaves_the_seed_of_later_runs_alone(data, monkeypatch):
+    monkeypatch.setenv("PL_GLOBAL_SEED", "42")  # what Lightning's samplers and processes read
+    sweep(small_model, [0.5], data, seed=7, max_epochs=1, accelerator="cpu")
+    assert os.environ["PL_GLOBAL_SEED"] == "42"
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_objectives_are_those_of_the_batches_that_the_data_module_makes(together):
+    class Bytes(TensorDataModule):
+        """Scales on the device."""
+
+        def on_after_batch_transfer(self, batch, dataloader_idx):
+            return batch / 255
+
+    x = torch.rand(40, 1, 4, 4)
+    options = {"together": together, "max_epochs": 2, "accelerator": "cpu"}
+    fronts = [
+        sweep(small_model, [0.2, 0.7], kind(scale * x, batch_size=16, val_fraction=0.25), **options)
+        for kind, scale in ((Bytes, 255), (TensorDataModule, 1))
+    ]
+    torch.testing.assert_close(fronts[0].objectives, fronts[1].objectives, rtol=1e-4, atol=0)
+
+
+def test_models_that_share_parts_are_refused(data):
+    one = small_model(0.0)
+    mix = AlphaMix(SquaredError(), FeatureLoss(ImageGradients()))
+
+    def same_model(alpha):
+        one.loss.alpha = alpha
+        return one
+
+    def same_loss(alpha):
+        mix.alpha = alpha
+        return MLPAutoencoder((1, 4, 4), 2, loss=mix)
+
+    def same_encoder(alpha):
+        other = small_model(alpha)
+        return Autoencoder(one.encoder, other.decoder, other.loss)
+
+    for make_model in (same_model, same_loss, same_encoder):
+        with pytest.raises(ValueError, match="make_model: expected a new model and a new loss each time"):
+            sweep(make_model, [0.1, 0.9], data, max_epochs=1, accelerator="cpu")
+
+
+def test_an_empty_split_is_noticed_before_the_training(data):
+    trained = []
+
+    class Watched(MLPAutoencoder):
+        def on_train_start(self):
+            trained.append(True)
+
+    def make_model(alpha):
+        return Watched((1, 4, 4), 2, loss=AlphaMix(SquaredError(), FeatureLoss(ImageGradients()), alpha))
+
+    with pytest.raises(ValueError, match="split: the data have no val examples"):
+        sweep(make_model, [0.5], TensorDataModule(torch.rand(8, 1, 4, 4), val_fraction=0), accelerator="cpu")
+    assert not trained
+
+
 def test_each_point_has_the_callbacks_of_its_model(data):
     seen = []
 
@@ -210,6 +270,8 @@ def test_bad_arguments_are_refused_at_the_door(data):
         sweep(small_model, [0.5], torch.rand(4, 1, 4, 4))
     with pytest.raises(ValueError, match="split: expected"):
         sweep(small_model, [0.5], data, split="valid")
+    with pytest.raises(ValueError, match="together: expected True, False or 'auto', got 'yes'"):
+        sweep(small_model, [0.5], data, together="yes")
     with pytest.raises(ValueError, match="callbacks: they would carry"):
         sweep(small_model, [0.5], data, callbacks=[object()])
     with pytest.raises(TypeError, match="make_model: expected to get an Autoencoder, got a Linear"):

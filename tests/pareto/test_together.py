@@ -177,6 +177,7 @@ REFUSED = {
     "DenoisingAutoencoder has": lambda alpha: DenoisingAutoencoder(SHAPE, 3, loss=mix(alpha)),
     "ContractiveAutoencoder has penalties": lambda alpha: ContractiveAutoencoder(SHAPE, 3, loss=mix(alpha)),
     "has penalties": lambda alpha: perceptron(alpha, penalties={"prior": WeightPrior(num_examples=9)}),
+    "has an input_transform, log1p": lambda alpha: perceptron(alpha, input_transform="log1p"),
     "has a BatchNorm1d": lambda alpha: perceptron(alpha, norm="batch"),
     "has a Narrow": lambda alpha: Autoencoder(Narrow(SHAPE, 3), LinearDecoder(3, SHAPE), mix(alpha)),
     "has parameters that are not weights": lambda alpha: perceptron(
@@ -224,7 +225,7 @@ def test_what_training_does_not_call_may_be_overridden():
 
 
 def test_bad_data_get_the_error_of_the_models(data):
-    bad = TensorDataModule(torch.full((8, *SHAPE), torch.nan), val_fraction=0)
+    bad = TensorDataModule(torch.full((8, *SHAPE), torch.nan), val_fraction=0.5)
     with pytest.raises(ValueError, match="expected finite numbers"):
         sweep(perceptron, [0.0, 1.0], bad, together=True, max_epochs=1, accelerator="cpu")
 
