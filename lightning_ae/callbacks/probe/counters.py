@@ -1,0 +1,140 @@
+"""Sums on the device: what monitors add to on sampled steps, and how it is read, reduced, saved and resumed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Key = tuple[str, str]  # site, field
+
+
+class Counters:
+    """Named sums of sites over the last samples: of a current and of the previous span.
+
+    A unit that fired only long ago is to be seen as dead now, so sums are over a rolling horizon: when enough samples
+    have come, the current span becomes the previous one. What is reported is the sum of both. Counts are int64 and
+    other sums float64 (float32 on MPS, which has no other).
+
+    Example:
+        >>> counters = Counters()
+        >>> counters.get("encoder.1", "fired", (2,)).add_(torch.tensor([3, 0]))
+        tensor([3, 0])
+        >>> counters.rotate()
+        >>> counters.totals()["encoder.1", "fired"]
+        tensor([3, 0])
+    """
+
+    def __init__(self) -> None:
+        self._current: dict[Key, Tensor] = {}
+        self._previous: dict[Key, Tensor] = {}
+
+    def get(
+        self,
+        site: str,
+        field: str,
+        shape: Sequence[int] = (),
+        dtype: torch.dtype = torch.int64,
+        device: torch.device | None = None,
+    ) -> Tensor:
+        """The current sum, to be added to in place; zeros at first, or if its shape is no longer what it was."""
+        key = (site, field)
+        found = self._current.get(key)
+        if found is not None and found.shape == torch.Size(shape):
+            if device is not None and found.device != device:
+                found = self._current[key] = _to(found, device)
+            return found
+        before = self._previous.get(key)
+        if before is not None and before.shape != torch.Size(shape):
+            del self._previous[key]
+        with torch.inference_mode(False):
+            fresh = self._current[key] = torch.zeros(tuple(shape), dtype=_on(dtype, device), device=device)
+        return fresh
+
+    def add(
+        self,
+        site: str,
+        field: str,
+        value: Tensor | float,
+        dtype: torch.dtype = torch.int64,
+        device: torch.device | None = None,
+    ) -> None:
+        """Add a tensor, or a number to the sum on a device; no synchronisation in either case."""
+        shape, device = (value.shape, value.device) if isinstance(value, Tensor) else ((), device)
+        self.get(site, field, shape, dtype, device).add_(value)
+
+    def rotate(self) -> None:
+        """Begin a new span."""
+        self._previous, self._current = self._current, {}
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._current, self._previous = {}, {}
+
+    def keys(self) -> list[Key]:
+        """What there is, in the order in which it was first met."""
+        return list(dict.fromkeys([*self._previous, *self._current]))
+
+    def totals(self) -> dict[Key, Tensor]:
+        """Sums over both spans, on this rank."""
+        return {key: self._total(key) for key in self.keys()}
+
+    def _total(self, key: Key) -> Tensor:
+        current, previous = self._current.get(key), self._previous.get(key)
+        if current is None or previous is None:
+            found = previous if current is None else current
+            assert found is not None
+            return found
+        return current + _to(previous, current.device)
+
+    def spans(self) -> tuple[dict[Key, Tensor], dict[Key, Tensor]]:
+        """Current and previous sums."""
+        return self._current, self._previous
+
+    def load(self, current: dict[Key, Tensor], previous: dict[Key, Tensor]) -> None:
+        """Take up saved sums; they go to a device with the first thing added to them."""
+        self._current = {key: value.clone() for key, value in current.items()}
+        self._previous = {key: value.clone() for key, value in previous.items()}
+
+
+def reduce_and_read(
+    sums: dict[Any, Tensor],
+    shapes: dict[Any, tuple[tuple[int, ...], torch.dtype]],
+    device: torch.device,
+    reduce: Callable[[Tensor], Tensor] | None,
+) -> dict[Any, Tensor]:
+    """All sums in one flat buffer: one reduction over the ranks, one copy to the host.
+
+    Args:
+        sums: tensors of this rank.
+        shapes: what all ranks have agreed on, in the same order: shape and dtype by key.
+        device: where to gather.
+        reduce: adds a tensor up over the ranks; None on one device.
+    """
+    if not shapes:
+        return {}
+    wide = _on(torch.float64, device)
+    flat = torch.cat(
+        [
+            _to(sums[key], device).to(wide).reshape(-1)
+            if key in sums and sums[key].shape == torch.Size(shape)
+            else torch.zeros(torch.Size(shape).numel(), dtype=wide, device=device)
+            for key, (shape, _) in shapes.items()
+        ]
+    )
+    flat = (reduce(flat) if reduce is not None else flat).cpu().double()
+    parts = torch.split(flat, [torch.Size(shape).numel() for shape, _ in shapes.values()])
+    return {
+        key: part.reshape(shape).round().long() if dtype == torch.int64 else part.reshape(shape)
+        for part, (key, (shape, dtype)) in zip(parts, shapes.items(), strict=True)
+    }
+
+
+def _on(dtype: torch.dtype, device: torch.device | None) -> torch.dtype:
+    return torch.float32 if dtype == torch.float64 and device is not None and device.type == "mps" else dtype
+
+
+def _to(tensor: Tensor, device: torch.device) -> Tensor:
+    return tensor.to(device, _on(tensor.dtype, device))

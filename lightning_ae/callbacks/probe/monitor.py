@@ -1,0 +1,252 @@
+"""What the monitors share: when they look, how they count, and how that is logged, saved and resumed."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from lightning_ae.callbacks.probe.counters import Counters, Key, reduce_and_read
+from lightning_ae.callbacks.probe.watch import Event, Site
+
+if TYPE_CHECKING:
+    from lightning_ae.callbacks.probe.probe import Probe
+
+MaskFunction = Callable[[Any], Tensor]
+
+
+class SiteInfo(NamedTuple):
+    """What a report says of a site: its name, its activation, how many units, whether it can be exactly zero."""
+
+    name: str
+    activation: str
+    units: int
+    hard: bool
+
+
+class Monitor(L.Callback):
+    """Base of the callbacks that look at a model while it trains, without being felt.
+
+    All monitors of a Trainer share one probe. It looks at every ``every_n_steps``-th optimizer step, with all the
+    batches that accumulate into it, never at validation or at the sanity check. On these steps compiled code runs
+    eagerly, so that nothing is missed; between them nothing is attached. Sums stay on the device; a log is one
+    reduction over the ranks and one copy to the host. Weights are the same with and without monitors (under
+    ``torch.compile`` up to the rounding in which eager and compiled code differ).
+
+    Args:
+        every_n_steps: look at every so many optimizer steps (batches, with manual optimization).
+        horizon: verdicts rest on the last samples looked at, between this many and twice as many.
+        include: names of modules; only sites with these names or inside these modules count. None for all.
+        unit_dim: the axis of the units of a site, by its name or that of a module around it, or for all sites. Found
+            from the layer before the activation unless given.
+        mask_fn: from the batch to a tensor with 1 where a position counts and 0 where it is padding, ``(B,)``,
+            ``(B, T)``, ….
+
+    Raises:
+        ValueError: if a number is not positive, or two monitors of one Trainer disagree on ``unit_dim`` or ``mask_fn``.
+    """
+
+    #: Beginning of the names under which it logs.
+    prefix: str = ""
+
+    def __init__(
+        self,
+        every_n_steps: int,
+        horizon: int,
+        include: Sequence[str] | None = None,
+        unit_dim: int | Mapping[str, int] | None = None,
+        mask_fn: MaskFunction | None = None,
+    ) -> None:
+        super().__init__()
+        for name, number in (("every_n_steps", every_n_steps), ("horizon", horizon)):
+            if not isinstance(number, int) or number <= 0:
+                raise ValueError(f"{name}: expected a positive whole number, got {number!r}.")
+        if isinstance(include, str):
+            raise TypeError(f"include: expected a list of names, got the string {include!r}.")
+        self.every_n_steps = every_n_steps
+        self.horizon = horizon
+        self.include = None if include is None else tuple(include)
+        self.unit_dim = unit_dim
+        self.mask_fn = mask_fn
+        self.counters = Counters()
+        self.sites: dict[str, SiteInfo] = {}
+        self._probe: Probe | None = None
+        self._reduced: dict[Key, Tensor] | None = None
+        self._previous_samples = 0
+
+    # -- what a monitor does ----------------------------------------------------------------------------------
+
+    def on_activation(self, event: Event) -> None:
+        """An activation was applied."""
+
+    def on_gradient(self, site: Site, grad_z: Tensor, grad_y: Tensor) -> None:
+        """A gradient has passed an activation."""
+
+    def on_module(self, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        """A module has returned."""
+
+    def on_batch(self, trainer: L.Trainer | None, module: nn.Module, outputs: Any, batch: Any) -> None:
+        """The batch is done."""
+
+    def on_step(self, trainer: L.Trainer | None, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Gradients are ready, the optimizer is about to step."""
+
+    @abstractmethod
+    def scalars(self) -> dict[str, float]:
+        """What is logged, by name without the prefix; names without a slash go to ``callback_metrics`` too."""
+
+    def histograms(self) -> dict[str, Tensor]:
+        """Distributions that are logged, on the host."""
+        return {}
+
+    # -- counting ---------------------------------------------------------------------------------------------
+
+    def wants(self, site: Site) -> bool:
+        """Whether a site is among those that count; remembers it."""
+        name = site.name
+        if name not in self.sites:
+            if self.include is not None and not any(
+                name == inside or name.startswith((f"{inside}.", f"{inside}#")) for inside in self.include
+            ):
+                return False
+            self.sites[name] = SiteInfo(name, site.activation.name, site.units, site.interval is not None)
+        return True
+
+    def results(self) -> dict[Key, Tensor]:
+        """Sums over all ranks, on the host: as they are now, or with several ranks as of the last log."""
+        if self._reduced is not None:
+            return self._reduced
+        totals = self.counters.totals()
+        shapes = {key: (tuple(value.shape), value.dtype) for key, value in totals.items()}
+        devices = [value.device for value in totals.values()]
+        return reduce_and_read(totals, shapes, devices[-1] if devices else torch.device("cpu"), None)
+
+    def take(self, results: dict[Key, Tensor], sites: Sequence[SiteInfo], keep: bool) -> None:
+        """Receive sums over all ranks; begin a new span if the current one is long enough."""
+        self.sites.update({site.name: site for site in sites})
+        self._reduced = results if keep else None
+        self._now = results
+        current = int(results.get(("", "samples"), torch.tensor(0))) - self._previous_samples
+        if current >= self.horizon:
+            self.counters.rotate()
+            self._previous_samples = current
+
+    # -- Lightning --------------------------------------------------------------------------------------------
+
+    @property
+    def state_key(self) -> str:
+        """Two monitors of one kind may have different settings."""
+        return self._generate_state_key(every_n_steps=self.every_n_steps, horizon=self.horizon, include=self.include)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the probe, which belongs to a running Trainer."""
+        return {**self.__dict__, "_probe": None}
+
+    @property
+    def _drives(self) -> bool:
+        return self._probe is not None and self._probe.monitors[0] is self
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Join the probe of this Trainer."""
+        from lightning_ae.callbacks.probe.probe import Probe
+
+        if stage != "fit":
+            return
+        self.counters.clear()
+        self.sites.clear()
+        self._reduced, self._previous_samples = None, 0
+        self._probe = Probe.of(trainer)
+        self._probe.join(self)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take up the sums of an interrupted run: they are global, so one rank has them."""
+        if trainer.global_rank > 0:
+            self.counters.clear()
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Look, if it is time to."""
+        if self._drives and self._probe is not None:
+            self._probe.start(trainer, pl_module, batch)
+
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Look at gradients."""
+        if self._drives and self._probe is not None:
+            self._probe.step(trainer, pl_module, optimizer)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Stop looking; log on log steps."""
+        if self._drives and self._probe is not None:
+            self._probe.end(trainer, pl_module, outputs, batch)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Log, so that what watches metrics after validation has them."""
+        if self._drives and self._probe is not None and trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._probe.log(trainer, agree=True)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Log what has not been."""
+        if self._drives and self._probe is not None:
+            self._probe.log(trainer, agree=True)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Log what has not been; warn of what was never seen."""
+        if self._drives and self._probe is not None:
+            self._probe.finish(trainer, pl_module)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Leave nothing behind."""
+        if self._probe is not None:
+            self._probe.close()
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Leave nothing behind."""
+        if self._probe is not None:
+            self._probe.close()
+
+    # -- saving -----------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Sums over all ranks, as tensors, numbers and names; with several ranks all have to call it."""
+        spans = self.counters.spans() if self._probe is None else self._probe.reduced_spans(self)
+        return {
+            "current": _nested(spans[0]),
+            "previous": _nested(spans[1]),
+            "previous_samples": self._previous_samples,
+            "sites": [list(site) for site in self.sites.values()],
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up saved sums."""
+        self.counters.load(_flat(state_dict["current"]), _flat(state_dict["previous"]))
+        self._previous_samples = state_dict["previous_samples"]
+        self.sites = {row[0]: SiteInfo(*row) for row in state_dict["sites"]}
+        self._reduced = None
+
+
+def _nested(sums: Mapping[Key, Tensor]) -> dict[str, dict[str, Tensor]]:
+    nested: dict[str, dict[str, Tensor]] = {}
+    for (site, field), value in sums.items():
+        nested.setdefault(site, {})[field] = value.detach().cpu().clone()
+    return nested
+
+
+def _flat(nested: Mapping[str, Mapping[str, Tensor]]) -> dict[Key, Tensor]:
+    return {(site, field): value for site, fields in nested.items() for field, value in fields.items()}
+
+
+def first_tensor(batch: Any) -> Tensor | None:
+    """The first tensor in a batch of tensors, tuples, lists and dicts."""
+    if isinstance(batch, Tensor):
+        return batch
+    items = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (tuple, list)) else ()
+    return next((found for item in items if (found := first_tensor(item)) is not None), None)

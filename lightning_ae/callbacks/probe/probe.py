@@ -1,0 +1,195 @@
+"""The one probe of a Trainer, on which all its monitors sit."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any, ClassVar
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+from lightning_ae.callbacks.probe.counters import Key, reduce_and_read
+from lightning_ae.callbacks.probe.histograms import log_histogram
+from lightning_ae.callbacks.probe.monitor import Monitor, SiteInfo, first_tensor
+from lightning_ae.callbacks.probe.watch import Watch, _Open
+from lightning_ae.models import Autoencoder
+
+Shapes = dict[tuple[int, Key], tuple[tuple[int, ...], torch.dtype]]
+
+
+class Probe:
+    """Decides which steps are looked at, opens and closes the watch, reduces and logs.
+
+    Args:
+        trainer: whose.
+    """
+
+    _probes: ClassVar[weakref.WeakKeyDictionary[L.Trainer, Probe]] = weakref.WeakKeyDictionary()
+
+    def __init__(self, trainer: L.Trainer) -> None:
+        self._trainer = weakref.ref(trainer)
+        self.monitors: list[Monitor] = []
+        self.watch = Watch()
+        #: of AMP: gradients on the way are this many times too large, on the device; None for 1
+        self.loss_scale: Tensor | None = None
+        self._open: _Open | None = None
+        self._stance: Any = None
+        self._listening: list[Monitor] = []
+        self._fresh = False
+        self._sampled = False
+        self._shapes: Shapes | None = None
+
+    @classmethod
+    def of(cls, trainer: L.Trainer) -> Probe:
+        """The probe of a Trainer, made with the first monitor."""
+        if trainer not in cls._probes:
+            cls._probes[trainer] = cls(trainer)
+        return cls._probes[trainer]
+
+    def join(self, monitor: Monitor) -> None:
+        """Add a monitor; its settings of the watch must be those of the others."""
+        if monitor not in self.monitors:
+            self.monitors.append(monitor)
+        for name in ("unit_dim", "mask_fn"):
+            given = [getattr(m, name) for m in self.monitors if getattr(m, name) is not None]
+            if any(value != given[0] for value in given[1:]):
+                raise ValueError(f"{name}: the monitors of one Trainer share it, got {given}.")
+        self._shapes, self._fresh, self._sampled = None, False, False
+        self.watch = Watch()
+
+    # -- looking ----------------------------------------------------------------------------------------------
+
+    def start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any) -> None:
+        """A batch begins."""
+        self.close()
+        if not trainer.training:
+            return
+        # all batches that accumulate into one step have the same number
+        number = trainer.global_step if module.automatic_optimization else trainer.fit_loop.total_batch_idx
+        self._listening = [m for m in self.monitors if number % m.every_n_steps == 0]
+        if not self._listening:
+            return
+        options = {
+            name: next((v for m in self.monitors if (v := getattr(m, name)) is not None), None)
+            for name in ("unit_dim", "mask_fn")
+        }
+        self.watch.unit_dim = options["unit_dim"]
+        self.watch.exclude = ("penalties",) if isinstance(module, Autoencoder) else ()
+        mask = None if options["mask_fn"] is None else options["mask_fn"](batch).to(module.device, torch.float32)
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        self.loss_scale = getattr(scaler, "_scale", None)
+        # compiled code has no hooks, and would have to be traced again to get them
+        self._stance = torch.compiler.set_stance("force_eager")
+        self._open = self.watch.open(module, self._listening, mask)
+
+    def step(self, trainer: L.Trainer, module: L.LightningModule, optimizer: torch.optim.Optimizer) -> None:
+        """An optimizer is about to step."""
+        if self._open is not None:
+            for monitor in self._listening:
+                monitor.on_step(trainer, module, optimizer)
+
+    def end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any) -> None:
+        """A batch is done."""
+        if self._open is not None:
+            self.close()
+            self._fresh = self._sampled = True
+            x = first_tensor(batch)
+            with torch.no_grad():
+                for monitor in self._listening:
+                    monitor.counters.add("", "samples", 1 if x is None or x.ndim == 0 else len(x), device=module.device)
+                    monitor.on_batch(trainer, module, outputs, batch)
+        if _is_log_step(trainer):
+            self.log(trainer, agree=False)
+
+    def close(self) -> None:
+        """Take everything off; may be called again."""
+        if self._open is not None:
+            self._open.close()
+            self._open = None
+        if self._stance is not None:
+            self._stance.__exit__(None, None, None)
+            self._stance = None
+
+    # -- reading ----------------------------------------------------------------------------------------------
+
+    def log(self, trainer: L.Trainer, agree: bool) -> None:
+        """Reduce, read and log, if anything was looked at since the last time."""
+        if not self._fresh:
+            return
+        self._fresh = False
+        self._read(trainer, agree)
+        metrics: dict[str, float] = {}
+        for monitor in self.monitors:
+            found = {f"{monitor.prefix}/{name}": value for name, value in monitor.scalars().items() if value == value}
+            metrics.update(found)
+            summary = {name: value for name, value in found.items() if name.count("/") == 1}
+            trainer.callback_metrics.update({name: torch.tensor(value) for name, value in summary.items()})
+        step = trainer.fit_loop.epoch_loop._batches_that_stepped
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, step=step)
+            for monitor in self.monitors:
+                for name, values in monitor.histograms().items():
+                    log_histogram(logger, f"{monitor.prefix}/{name}", values, step)
+
+    def finish(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """The fit is over: read for the last time, and say what was never seen."""
+        self.close()
+        self.log(trainer, agree=True)
+        if self._sampled:
+            self._read(trainer, agree=True)
+            silent = self.watch.silent(module)
+            if silent:
+                rank_zero_warn(
+                    f"The monitors never saw {', '.join(silent[:5])}{' and more' * (len(silent) > 5)} at work: not "
+                    "used in training, or called from scripted or exported code, where nothing can be seen."
+                )
+
+    def _read(self, trainer: L.Trainer, agree: bool) -> None:
+        several = trainer.world_size > 1
+        sums = {(i, key): value for i, m in enumerate(self.monitors) for key, value in m.counters.totals().items()}
+        if agree or not several or self._shapes is None:
+            self._shapes = self._agree(trainer, sums)
+        reduce = (lambda flat: trainer.strategy.reduce(flat, reduce_op="sum")) if several else None
+        read = reduce_and_read(sums, self._shapes, trainer.strategy.root_device, reduce)
+        for i, monitor in enumerate(self.monitors):
+            own = {key: value for (j, key), value in read.items() if j == i}
+            monitor.take(own, list(monitor.sites.values()), keep=several)
+
+    def _agree(self, trainer: L.Trainer, sums: dict[tuple[int, Key], Tensor]) -> Shapes:
+        """Shapes of the sums of all ranks: a branch that one rank alone has taken must not leave the others waiting."""
+        shapes: Shapes = {key: (tuple(value.shape), value.dtype) for key, value in sums.items()}
+        if trainer.world_size == 1:
+            return shapes
+        mine = (shapes, [list(monitor.sites.values()) for monitor in self.monitors])
+        union: Shapes = {}
+        for rank in range(trainer.world_size):
+            theirs, sites = trainer.strategy.broadcast(mine, src=rank)
+            for key, shape in theirs.items():
+                union.setdefault(key, shape)
+            for monitor, found in zip(self.monitors, sites, strict=True):
+                for site in found:
+                    monitor.sites.setdefault(site[0], SiteInfo(*site))
+        return union
+
+    def reduced_spans(self, monitor: Monitor) -> tuple[dict[Key, Tensor], dict[Key, Tensor]]:
+        """Current and previous sums over all ranks."""
+        trainer = self._trainer()
+        spans = monitor.counters.spans()
+        if trainer is None or trainer.world_size == 1 or monitor not in self.monitors:
+            return spans
+        sums = {(i, key): value for i, span in enumerate(spans) for key, value in span.items()}
+        shapes = self._agree(trainer, sums)
+        read = reduce_and_read(
+            sums, shapes, trainer.strategy.root_device, lambda flat: trainer.strategy.reduce(flat, reduce_op="sum")
+        )
+        current, previous = ({key: v for (j, key), v in read.items() if j == i} for i in (0, 1))
+        return current, previous
+
+
+def _is_log_step(trainer: Any) -> bool:
+    # as Lightning's own monitors ask; with accumulation only the batch that steps counts
+    if trainer.lightning_module.automatic_optimization and trainer.fit_loop._should_accumulate():
+        return False
+    return bool(trainer._logger_connector.should_update_logs or trainer.fast_dev_run)
