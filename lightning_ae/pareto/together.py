@@ -19,7 +19,9 @@ from lightning_ae.networks.linear import TiedLinear
 from lightning_ae.pareto.grouped import GroupedLayerNorm, GroupedLinear
 
 _ELEMENTWISE = (nn.ReLU, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Softplus, nn.Tanh, nn.Sigmoid, nn.Identity)
+_LAYERS = (nn.Linear, LinearEncoder, TiedLinear, nn.LayerNorm, *_ELEMENTWISE)
 _NETWORKS = (LinearEncoder, LinearDecoder, MLPEncoder, MLPDecoder)
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 #: what a subclass may override, as training does not call it
 _NOT_TRAINING = {"configure_metrics", "decode", "encode", "predict_step", "reconstruct", "test_step", "validation_step"}
 
@@ -139,6 +141,7 @@ def _of_model(model: Autoencoder) -> Iterator[str]:
     name = type(model).__name__
     ancestors = type(model).__mro__[: type(model).__mro__.index(Autoencoder)]
     overridden = {key for cls in ancestors for key in vars(cls) if hasattr(Autoencoder, key)} - _NOT_TRAINING
+    overridden |= {key for key in vars(model) if callable(getattr(Autoencoder, key, None))}
     if training := sorted(key for key in overridden if key == "_step" or not key.startswith("_")):
         yield f"{name} overrides {', '.join(training)}."
     if type(model.loss) is not AlphaMix:
@@ -156,10 +159,12 @@ def _of_model(model: Autoencoder) -> Iterator[str]:
             return
     layers = _layers(model)
     for layer in layers:
-        if not isinstance(layer, (nn.Linear, TiedLinear, nn.LayerNorm, *_ELEMENTWISE)):
+        if type(layer) not in _LAYERS:  # a subclass may do more, as one with weight normalisation does
             yield f"{name} has a {type(layer).__name__}."
     if set(model.parameters()) != {parameter for layer in layers for parameter in layer.parameters()}:
         yield f"{name} has parameters that are not weights of its layers."
+    if any(getattr(part, kind, None) for part in (*model.modules(), *model.parameters()) for kind in _HOOKS):
+        yield f"{name} has hooks."
     if not all(parameter.requires_grad for parameter in model.parameters()):
         yield f"{name} has frozen parameters."
 

@@ -170,7 +170,22 @@ def frozen(alpha):
     return model
 
 
+def changed(change):
+    def make_model(alpha):
+        model = perceptron(alpha)
+        change(model, model.encoder.layers[0])
+        return model
+
+    return make_model
+
+
 REFUSED = {
+    "overrides configure_gradient_clipping": changed(
+        lambda model, layer: setattr(model, "configure_gradient_clipping", print)
+    ),
+    "has a ParametrizedLinear": changed(lambda model, layer: nn.utils.parametrizations.weight_norm(layer)),
+    "has hooks": changed(lambda model, layer: layer.register_forward_hook(lambda *call: 0.5 * call[-1])),
+    "MLPAutoencoder has hooks": changed(lambda model, layer: layer.weight.register_hook(torch.sign)),
     "overrides objective": lambda alpha: Weighted(SHAPE, 3, loss=mix(alpha)),
     "overrides configure_optimizers": lambda alpha: Other(SHAPE, 3, loss=mix(alpha)),
     "has a corruption, MaskingNoise": lambda alpha: perceptron(alpha, corruption=MaskingNoise(0.1)),
