@@ -44,6 +44,14 @@ class Code(Rebuildable, nn.Module, ABC):
         """Weight of each penalty in the objective, read at every step so that a schedule may change it."""
         return {}
 
+    def statistics(self, h: Tensor) -> dict[str, Tensor]:
+        """What :class:`lightning_ae.LatentSparsityMonitor` looks at beside ``z``, for the encoder's output ``h``.
+
+        Any of ``"mean"`` and ``"log_variance"``, ``(B, D)``, of a Gaussian posterior, or ``"kl"``, ``(B, D)`` in nats;
+        of a quantised code ``"indices"``, whole numbers ``(B, ...)``, and ``"num_codes"``, without dimensions.
+        """
+        return {}
+
 
 class Identity(Code):
     """The plain autoencoder's code: ``z = h``, free of charge.
