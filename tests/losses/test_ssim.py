@@ -182,27 +182,18 @@ class TestValue:
 class TestGradient:
     @pytest.mark.parametrize("padding", PADDINGS)
     @pytest.mark.parametrize(
-        "name",
-        [
-            # open: up to 1.9e-5 of the largest gradient where the sum of shifts runs uncompiled
-            pytest.param(
-                "camera", marks=pytest.mark.xfail(reason="float32 error 1.9e-5 instead of 1e-5", strict=False)
-            ),
-            "coffee",
-            "moon",
-            "page",
-            "smallest",
-            "digits",
-        ],
+        ("name", "bound"),
+        # open: 1e-5 for the first too, whose flat regions are far from its mean; pytorch-msssim is off by 1e-4 there
+        [("camera", 3e-5), ("coffee", 1e-5), ("moon", 1e-5), ("page", 1e-5), ("smallest", 1e-5), ("digits", 1e-5)],
     )
-    def test_is_that_of_the_plain_formula_in_double_precision(self, name, padding):
+    def test_is_that_of_the_plain_formula_in_double_precision(self, name, bound, padding):
         x = IMAGES[name]()[..., :200, :200]
         for kind, x_hat in reconstructions(x).items():
             found = gradients(lambda a: ssim(a, x, padding=padding), x_hat)[0]
             expected = gradients(lambda a: plain_ssim(a, x, padding=padding), x_hat.double())[0]
             error = (found - expected).abs().max() / expected.abs().max()
             # where two images nearly agree there is little gradient, and rounding weighs more
-            assert error < (3e-5 if kind == "close" else 1e-5), kind
+            assert error < (3e-5 if kind == "close" else bound), kind
 
     @pytest.mark.parametrize("luminance", [True, False])
     @pytest.mark.parametrize("padding", PADDINGS)
