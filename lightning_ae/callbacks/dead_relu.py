@@ -82,7 +82,7 @@ class DeadReLUMonitor(Monitor):
             return
         magnitude = y if site.activation.name in ("relu", "relu6", "sigmoid", "softplus") else y.abs()
         if event.mask is not None:
-            magnitude = magnitude * event.mask
+            magnitude = torch.where(event.mask > 0, magnitude, 0.0)  # padding may hold NaN
         dims = site.other_dims(y)
         mass = magnitude.sum(dims, dtype=torch.float32) if dims else magnitude.float()
         finite = mass.isfinite()

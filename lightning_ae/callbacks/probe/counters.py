@@ -115,16 +115,17 @@ def reduce_and_read(
     """
     if not shapes:
         return {}
-    wide = _on(torch.float64, device)
+    if device.type == "mps":
+        device = torch.device("cpu")  # float32, the widest there, would not hold the counts
     flat = torch.cat(
         [
-            _to(sums[key], device).to(wide).reshape(-1)
+            sums[key].to(device).double().reshape(-1)
             if key in sums and sums[key].shape == torch.Size(shape)
-            else torch.zeros(torch.Size(shape).numel(), dtype=wide, device=device)
+            else torch.zeros(torch.Size(shape).numel(), dtype=torch.float64, device=device)
             for key, (shape, _) in shapes.items()
         ]
     )
-    flat = (reduce(flat) if reduce is not None else flat).cpu().double()
+    flat = (reduce(flat) if reduce is not None else flat).cpu()
     parts = torch.split(flat, [torch.Size(shape).numel() for shape, _ in shapes.values()])
     return {
         key: part.reshape(shape).round().long() if dtype == torch.int64 else part.reshape(shape)

@@ -50,7 +50,8 @@ class Origin:
     repeat: int = 1
 
 
-#: Functions with a weight as second argument, and the axis of the units they give, counted from the end.
+_MATMUL = (torch.matmul, torch.mm, Tensor.matmul, Tensor.__matmul__, Tensor.mm)
+#: Functions with a weight as second argument, and the axis of the units they read and give, counted from the end.
 _PRODUCERS: dict[Any, int] = {
     functional.linear: -1,
     functional.conv1d: -2,
@@ -60,38 +61,97 @@ _PRODUCERS: dict[Any, int] = {
     functional.conv_transpose2d: -3,
     functional.conv_transpose3d: -4,
     functional.bilinear: -1,
-    torch.matmul: -1,
-    torch.mm: -1,
     torch.bmm: -1,
     torch.addmm: -1,
     torch.baddbmm: -1,
-    Tensor.matmul: -1,
-    Tensor.__matmul__: -1,
     functional.embedding: -1,
+    **dict.fromkeys(_MATMUL, -1),
 }
 _TRANSPOSED = {functional.conv_transpose1d, functional.conv_transpose2d, functional.conv_transpose3d}
-_READERS = {functional.linear, functional.conv1d, functional.conv2d, functional.conv3d, *_TRANSPOSED}
-_NORMS = {functional.batch_norm: 3, functional.instance_norm: 3, functional.group_norm: 2, functional.layer_norm: 2}
-#: Functions after which an axis of the same number may hold something else.
-_MOVES = {
+_CONVOLUTIONS = {functional.conv1d, functional.conv2d, functional.conv3d, *_TRANSPOSED}
+#: The axis of the weight that runs over what it reads; the other one runs over what it gives.
+_READ_DIM = {functional.linear: 1, **dict.fromkeys(_CONVOLUTIONS, 1), **dict.fromkeys((*_TRANSPOSED, *_MATMUL), 0)}
+#: Where the scale and the shift of a normalisation are among its arguments.
+_NORMS = {
+    functional.batch_norm: 3,
+    functional.instance_norm: 3,
+    functional.group_norm: 2,
+    functional.layer_norm: 2,
+    functional.rms_norm: 2,
+}
+#: Functions through which every unit reads all others.
+_MIXING = {
+    functional.group_norm,
+    functional.layer_norm,
+    functional.rms_norm,
+    functional.softmax,
+    functional.log_softmax,
+    functional.normalize,
+    torch.softmax,
+    torch.log_softmax,
+    Tensor.softmax,
+    Tensor.log_softmax,
+}
+#: Functions that move, add or take away axes, in a way that shows in the shape.
+_AXES = {
     torch.transpose,
     torch.permute,
     torch.movedim,
     torch.swapaxes,
-    torch.reshape,
-    torch.cat,
+    torch.squeeze,
+    torch.unsqueeze,
+    torch.mean,
+    torch.sum,
+    torch.amax,
     Tensor.transpose,
     Tensor.permute,
     Tensor.movedim,
     Tensor.swapaxes,
+    Tensor.squeeze,
+    Tensor.unsqueeze,
     Tensor.t,
+    Tensor.mean,
+    Tensor.sum,
+    Tensor.amax,
+    Tensor.mT.__get__,  # type: ignore[attr-defined]
+}
+_VIEWS = {
+    torch.reshape,
+    torch.flatten,
+    torch.unflatten,
     Tensor.view,
     Tensor.reshape,
+    Tensor.flatten,
+    Tensor.unflatten,
+}
+#: Functions after which an axis of the same length may hold something else.
+_SHUFFLES = {
+    torch.cat,
+    torch.stack,
+    torch.gather,
+    torch.index_select,
+    torch.einsum,
+    torch.roll,
+    torch.flip,
+    Tensor.gather,
+    Tensor.index_select,
+    Tensor.roll,
+    Tensor.flip,
     Tensor.__getitem__,
     Tensor.unfold,
+    Tensor.T.__get__,  # type: ignore[attr-defined]
     functional.pixel_shuffle,
     functional.pixel_unshuffle,
+    functional.channel_shuffle,
+    functional.scaled_dot_product_attention,
 }
+
+
+def unit_dim(origin: Origin | None, ndim: int) -> int:
+    """The axis of the units, counted from the end: as the producing layer says, else the channels of an image."""
+    if origin is not None and -origin.unit_dim <= ndim and origin.repeat == 1:
+        return origin.unit_dim
+    return -1 if ndim <= 3 else 1 - ndim
 
 
 @dataclass
@@ -114,45 +174,62 @@ class Flow:
         found = self._origins.get(id(tensor))
         return found[1] if found is not None and found[0]() is tensor else None
 
-    def unit_dim(self, tensor: Tensor) -> int:
-        """The axis of the units, counted from the end: as the producing layer says, else the channels of an image."""
-        origin = self.of(tensor)
-        if origin is not None and -origin.unit_dim <= tensor.ndim and origin.repeat == 1:
-            return origin.unit_dim
-        return -1 if tensor.ndim <= 3 else 1 - tensor.ndim
-
     def mark(self, tensor: Tensor, origin: Origin) -> None:
         """Remember something of a tensor."""
         self._origins[id(tensor)] = (weakref.ref(tensor), origin)
 
     def called(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
         """Follow one call."""
-        source = next((o for o in map(self.of, _tensors(args)) if o is not None), None)
+        known = [(t, origin) for t in _tensors((*args, *kwargs.values())) if (origin := self.of(t)) is not None]
         if func in _PRODUCERS:
+            for tensor, origin in known:
+                self._read(func, args, kwargs, tensor, origin)
             self.mark(out, self._produced(func, args, kwargs))
-            if func in _READERS and source is not None and source.site is not None and len(args) > 1:
-                self._read(func, args, source)
-        elif source is not None:
-            moved = _moved(func, args, source, out)
-            if moved is not None:
-                if func in _NORMS:
-                    moved = replace(moved, norm=(*moved.norm, *self._names_of(func, args, kwargs)))
-                self.mark(out, moved)
+            return
+        if not known or out.ndim == 0:
+            return
+        tensor, source = known[0]
+        moved = _moved(func, args, kwargs, tensor, source, out)
+        merged = any(other != source for _, other in known[1:])
+        if merged:
+            # a sum or product of several: the axis is known if they agree, what made it is not
+            agree = moved is not None and all(o.unit_dim == source.unit_dim and o.repeat == 1 for _, o in known)
+            moved = Origin(source.unit_dim) if agree else None
+        if func in _MIXING or moved is None or merged:
+            for _, origin in known:
+                if origin.site is not None:
+                    origin.site.unknown_readers = True
+        if moved is not None:
+            if func in _NORMS:
+                moved = replace(moved, norm=(*moved.norm, *self._names_of(func, args, kwargs)))
+            self.mark(out, moved)
+        elif self.of(out) is not None:
+            del self._origins[id(out)]  # changed in place
 
     def _produced(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Origin:
         weight = args[1] if len(args) > 1 else kwargs.get("weight")
-        bias = args[2] if len(args) > 2 else kwargs.get("bias")
-        name = self.parameters.get(id(weight)) if func in _READERS else None
-        dim = 1 if func in _TRANSPOSED else 0
-        if name is not None and func not in (functional.linear,):
-            groups = args[6] if len(args) > 6 else kwargs.get("groups", 1)
-            name = name if groups == 1 else None
-        return Origin(_PRODUCERS[func], name, dim, self.parameters.get(id(bias)))
+        # every output of a grouped convolution reads only a part of the inputs
+        known = func in _READ_DIM and _groups(func, args, kwargs) == 1
+        name = self.parameters.get(id(weight)) if known else None
+        if func in _MATMUL and (not isinstance(weight, Tensor) or weight.ndim != 2):
+            name = None
+        bias = None if func not in _READ_DIM or func in _MATMUL else args[2] if len(args) > 2 else kwargs.get("bias")
+        return Origin(_PRODUCERS[func], name, 1 - _READ_DIM.get(func, 1), self.parameters.get(id(bias)))
 
-    def _read(self, func: Any, args: tuple[Any, ...], source: Origin) -> None:
-        name = self.parameters.get(id(args[1]))
-        dim = 0 if func in _TRANSPOSED else 1
-        if name is not None:
+    def _read(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tensor: Tensor, source: Origin) -> None:
+        if source.site is None:
+            return
+        weight = args[1] if len(args) > 1 else kwargs.get("weight")
+        name, dim = self.parameters.get(id(weight)), _READ_DIM.get(func, 1)
+        if (
+            name is not None
+            and isinstance(weight, Tensor)
+            and func in _READ_DIM
+            and source.unit_dim == _PRODUCERS[func]
+            and weight.ndim > dim
+            and weight.shape[dim] == tensor.shape[source.unit_dim]
+            and _groups(func, args, kwargs) == 1
+        ):
             source.site.readers.add(Reader(name, source.repeat, dim))
         else:
             source.site.unknown_readers = True
@@ -164,17 +241,47 @@ class Flow:
 
 
 def _tensors(args: Iterable[Any]) -> list[Tensor]:
-    return [argument for argument in args if isinstance(argument, Tensor)]
+    found: list[Tensor] = []
+    for argument in args:
+        if isinstance(argument, Tensor):
+            found.append(argument)
+        elif isinstance(argument, (list, tuple)):
+            found.extend(item for item in argument if isinstance(item, Tensor))
+    return found
 
 
-def _moved(func: Any, args: tuple[Any, ...], source: Origin, out: Tensor) -> Origin | None:
+def _groups(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    if func not in _CONVOLUTIONS:
+        return 1
+    return int(args[6] if len(args) > 6 else kwargs.get("groups", 1))
+
+
+def _moved(
+    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tensor: Tensor, source: Origin, out: Tensor
+) -> Origin | None:
     """The origin after a function without weights; None if the axes are no longer known."""
-    before = next(a for a in args if isinstance(a, Tensor))
-    if func in _MOVES and out.shape == before.shape:
-        return None if func not in (Tensor.view, Tensor.reshape, torch.reshape) else source
-    if out.ndim == before.ndim and func not in _MOVES:
-        return source if out.shape[source.unit_dim] == before.shape[source.unit_dim] else None
-    flattened = out.ndim == 2 < before.ndim and out.shape[0] == before.shape[0] and source.unit_dim == 1 - before.ndim
-    if flattened and out.shape[1] == before[0].numel():
-        return replace(source, unit_dim=-1, repeat=before[0, 0].numel())
-    return None
+    if func in _SHUFFLES:
+        return None
+    unit = tensor.ndim + source.unit_dim
+    if func in _AXES:
+        if not args or args[0] is not tensor:
+            return None
+        # the same on a tensor without data, whose unit axis can be told from the others by its length
+        sizes = [1 if size == 1 else 2 for size in tensor.shape]
+        sizes[unit] = 3
+        shape = list(func(torch.empty(sizes, device="meta"), *args[1:], **kwargs).shape)
+        found = len(shape) == out.ndim and 3 in shape
+        return replace(source, unit_dim=shape.index(3) - len(shape)) if found else None
+    if func in _VIEWS:
+        if out.shape == tensor.shape:
+            return source
+        if source.unit_dim == -1 and out.ndim > 0 and out.shape[-1] == tensor.shape[-1]:
+            return source
+        if unit == 1 and out.ndim == 2 < tensor.ndim and out.shape[0] == tensor.shape[0] and tensor.numel():
+            return replace(source, unit_dim=-1, repeat=tensor[0, 0].numel() * source.repeat)
+        long, there = ([i for i, size in enumerate(t.shape) if size != 1] for t in (tensor, out))
+        if unit in long and [tensor.shape[i] for i in long] == [out.shape[i] for i in there]:
+            return replace(source, unit_dim=there[long.index(unit)] - out.ndim)  # axes of length 1 came or went
+        return None
+    same = out.ndim == tensor.ndim and out.shape[source.unit_dim] == tensor.shape[source.unit_dim]
+    return source if same else None

@@ -196,6 +196,7 @@ class Monitor(L.Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log what has not been."""
         if self._drives and self._probe is not None:
+            self._probe.close()  # the module may have skipped the rest of the epoch
             self._probe.log(trainer, agree=True)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -206,12 +207,12 @@ class Monitor(L.Callback):
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Leave nothing behind."""
         if self._probe is not None:
-            self._probe.close()
+            self._probe.leave()
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Leave nothing behind."""
         if self._probe is not None:
-            self._probe.close()
+            self._probe.leave()
 
     # -- saving -----------------------------------------------------------------------------------------------
 

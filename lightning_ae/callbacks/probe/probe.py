@@ -40,6 +40,8 @@ class Probe:
         self._fresh = False
         self._sampled = False
         self._shapes: Shapes | None = None
+        self._step = 0
+        self._over = False
 
     @classmethod
     def of(cls, trainer: L.Trainer) -> Probe:
@@ -50,6 +52,8 @@ class Probe:
 
     def join(self, monitor: Monitor) -> None:
         """Add a monitor; its settings of the watch must be those of the others."""
+        if self._over:
+            self.monitors, self._over = [], False  # the Trainer may have other callbacks by now
         if monitor not in self.monitors:
             self.monitors.append(monitor)
         for name in ("unit_dim", "mask_fn"):
@@ -100,8 +104,15 @@ class Probe:
                 for monitor in self._listening:
                     monitor.counters.add("", "samples", 1 if x is None or x.ndim == 0 else len(x), device=module.device)
                     monitor.on_batch(trainer, module, outputs, batch)
-        if _is_log_step(trainer):
-            self.log(trainer, agree=False)
+        self._step = trainer.fit_loop.epoch_loop._batches_that_stepped
+        # on the last batch too: callbacks that look at metrics at the end of the epoch may come before this one
+        if trainer.is_last_batch or _is_log_step(trainer):
+            self.log(trainer, agree=trainer.is_last_batch)
+
+    def leave(self) -> None:
+        """The fit is over, one way or the other."""
+        self.close()
+        self._over = True
 
     def close(self) -> None:
         """Take everything off; may be called again."""
@@ -126,7 +137,7 @@ class Probe:
             metrics.update(found)
             summary = {name: value for name, value in found.items() if name.count("/") == 1}
             trainer.callback_metrics.update({name: torch.tensor(value) for name, value in summary.items()})
-        step = trainer.fit_loop.epoch_loop._batches_that_stepped
+        step = self._step
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=step)
             for monitor in self.monitors:

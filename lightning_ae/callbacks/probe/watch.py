@@ -10,11 +10,11 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _pop_mode, _push_mode
 from torchmetrics import Metric
 
 from lightning_ae.callbacks.probe.activations import FUNCTIONS, MODULES, Activation
-from lightning_ae.callbacks.probe.flow import Flow, Origin, Reader
+from lightning_ae.callbacks.probe.flow import Flow, Origin, Reader, unit_dim
 
 _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
 
@@ -111,7 +111,7 @@ class Event:
 
     def examples(self) -> int | Tensor:
         """Examples in this call, those without a position that counts left out."""
-        first = self.y.shape[0] if self.y.ndim > 1 else 1
+        first = self.y.shape[0] if self.y.ndim + self.site.unit_dim > 0 else 1
         if self.mask is None:
             return first
         return (self.mask.expand(first, *self.mask.shape[1:]).flatten(1) > 0).any(1).sum()
@@ -168,28 +168,42 @@ class Watch:
         self.sites: dict[tuple[Any, ...], Site] = {}
         self.ran: set[int] = set()
         self._names: dict[int, list[str]] = {}
-        self._root: weakref.ref[nn.Module] | None = None
+        self._excluded: set[int] = set()
+        self._wrappers: set[int] = set()
 
     def open(self, root: nn.Module, listeners: Sequence[Listener], mask: Tensor | None = None) -> _Open:
         """Start to watch; leave the context, or call ``close()``, to stop."""
-        names: dict[int, list[str]] = {}
-        for name, module in root.named_modules(remove_duplicate=False):
-            cleaned = clean_name(name)
-            if cleaned not in names.setdefault(id(module), []):
-                names[id(module)].append(cleaned)
-        self._names = names
+        self._find(root)
         parameters = {id(p): clean_name(name) for name, p in root.named_parameters()}
         return _Open(self, root, listeners, mask, Flow(parameters))
+
+    def _find(self, root: nn.Module) -> None:
+        modules = dict(root.named_modules(remove_duplicate=False))
+        metrics = [clean_name(name) for name, module in modules.items() if name and isinstance(module, Metric)]
+        outside = (*self.exclude, *metrics)
+        self._names, self._excluded, self._wrappers = {}, set(), set()
+        for name, module in modules.items():
+            above, _, last = name.rpartition(".")
+            if last in _WRAPPERS:
+                self._wrappers.add(id(modules[above]))
+            cleaned = clean_name(name)
+            if any(cleaned == e or cleaned.startswith(f"{e}.") for e in outside):
+                self._excluded.add(id(module))
+            elif cleaned not in self._names.setdefault(id(module), []):
+                self._names[id(module)].append(cleaned)
+        self._excluded -= set(self._names)
 
     def names_of(self, module: nn.Module) -> list[str]:
         """All names of a module; none if it is no part of the model."""
         return self._names.get(id(module), [])
 
-    def excluded(self, module: nn.Module, names: list[str]) -> bool:
-        """Whether it is not to be looked at, with all that it calls."""
-        if isinstance(module, Metric):
-            return True
-        return any(name == e or name.startswith(f"{e}.") for name in names for e in self.exclude)
+    def excluded(self, module: nn.Module) -> bool:
+        """Whether it is not to be looked at, with all that it calls: metrics, and what the user has excluded."""
+        return id(module) in self._excluded or isinstance(module, Metric)
+
+    def wraps(self, module: nn.Module) -> bool:
+        """Whether it only stands around a module of the same name, as ``torch.compile`` and checkpointing put it."""
+        return id(module) in self._wrappers
 
     def chosen_dim(self, name: str, ndim: int) -> int | None:
         """The axis that the user has chosen, counted from the end."""
@@ -205,10 +219,11 @@ class Watch:
 
     def silent(self, root: nn.Module) -> list[str]:
         """Names of activation modules that have never been seen at work."""
+        self._find(root)
         return [
-            clean_name(name)
-            for name, module in root.named_modules()
-            if isinstance(module, MODULES) and id(module) not in self.ran
+            self.names_of(module)[0]
+            for module in root.modules()
+            if isinstance(module, MODULES) and id(module) not in self.ran and self.names_of(module)
         ]
 
 
@@ -230,6 +245,7 @@ class _Open:
         self.watch, self.root, self.listeners, self.mask, self.flow = watch, root, listeners, mask, flow
         self.active = True
         self._stack = [_Frame("", None)]
+        self._replayed = _Frame("", None)
         self._handles = [
             register_module_forward_pre_hook(self._enter_module),
             register_module_forward_hook(self._leave_module, always_call=True),
@@ -250,8 +266,17 @@ class _Open:
         self.active = False
         for handle in self._handles:
             handle.remove()
-        self._mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        self._leave_mode()
         self.flow.clear()
+
+    def _leave_mode(self) -> None:
+        above: list[TorchFunctionMode] = []  # entered since by someone else, who is going to leave them
+        while torch._C._len_torch_function_stack() > 0:
+            if (mode := _pop_mode()) is self._mode:  # type: ignore[no-untyped-call]
+                break
+            above.append(mode)
+        for mode in reversed(above):
+            _push_mode(mode)  # type: ignore[no-untyped-call]
 
     # -- which module runs ------------------------------------------------------------------------------------
 
@@ -260,8 +285,10 @@ class _Open:
         above = self._stack[-1]
         if above.name is None and (len(self._stack) > 1 and above.module is None):
             self._stack.append(_Frame(None, None))  # inside what is excluded, all is
-        elif self.watch.excluded(module, names):
+        elif self.watch.excluded(module):
             self._stack.append(_Frame(None, None))
+        elif self.watch.wraps(module):
+            self._stack.append(_Frame(above.name, above.module, above.calls))  # looked through
         elif names:
             self._stack.append(_Frame(_alias(names, above, module), module))
         else:
@@ -273,6 +300,8 @@ class _Open:
         frame = self._stack.pop() if len(self._stack) > 1 else self._stack[0]
         if frame.name is None or frame.module is not module or _in_backward() or not self.watch.names_of(module):
             return
+        if output is None:
+            return  # it has raised
         with torch._C.DisableTorchFunction(), torch.no_grad():
             for listener in self.listeners:
                 listener.on_module(frame.name, module, args, output)
@@ -285,55 +314,69 @@ class _Open:
         out = func(*args, **kwargs)
         if not self.active or not isinstance(out, Tensor) or self._stack[-1].name is None:
             return out
+        if torch._C._functorch.is_functorch_wrapped_tensor(out):
+            return out  # a derivative of the model, not a pass through it
         if activation is None:
             self.flow.called(func, args, kwargs, out)
-        elif not torch._C._functorch.is_functorch_wrapped_tensor(out):
+        else:
             self._on_activation(activation, args, kwargs, out)
         return out
 
     def _on_activation(self, activation: Activation, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor) -> None:
         source: Tensor = args[0] if args else kwargs["input"]
+        if isinstance(source, nn.Parameter):
+            return  # a weight kept in range, no unit
         options = activation.bind(args, kwargs)
         frame = self._stack[-1]
         again = _in_backward()
         if frame.module is not None:
             self.watch.ran.add(id(frame.module))
-        site = self._site(activation, source, y, options, again)
-        if site is None:
-            return
+        # (B,) that no layer has made is (B, 1) without its last axis: one unit
+        origin = self.flow.of(source)
+        flat = y.ndim == 0 or (y.ndim == 1 and origin is None)
         overwritten = y is source or options.get("inplace", False)
-        self.flow.mark(y, Origin(site.unit_dim, site=site))
-        if y.grad_fn is not None:
-            y.grad_fn.register_hook(_GradientHook(self, site))
-        if again:
-            return
         with torch.no_grad():
-            z = None if overwritten else source.detach()
-            event = Event(site, z, y.detach(), options, self._mask_for(y, site))
+            seen = y.detach().unsqueeze(-1) if flat else y.detach()
+            site = self._site(activation, origin, seen, options, again)
+            if site is None:
+                return
+            if not flat:
+                self.flow.mark(y, Origin(site.unit_dim, site=site))
+            if y.grad_fn is not None:
+                y.grad_fn.register_hook(_GradientHook(self, site, flat))
+            if again:
+                return
+            z = None if overwritten else source.detach().unsqueeze(-1) if flat else source.detach()
+            event = Event(site, z, seen, options, self._mask_for(seen, site))
             for listener in self.listeners:
                 listener.on_activation(event)
 
-    def _site(self, activation: Activation, z: Tensor, y: Tensor, options: dict[str, Any], again: bool) -> Site | None:
+    def _site(
+        self, activation: Activation, origin: Origin | None, y: Tensor, options: dict[str, Any], again: bool
+    ) -> Site | None:
         frame = self._stack[-1]
         owner, what = frame, cast("Any", activation.name)
         if isinstance(frame.module, MODULES) and len(self._stack) > 1:
             owner, what = self._stack[-2], id(frame.module)
+        if again and owner is self._stack[0]:
+            owner = self._replayed  # its calls are not those of the forward pass
         count = owner.calls.get(what, 0)
         owner.calls[what] = count + 1
         key = (owner.name, what, count)
         site = self.watch.sites.get(key)
         if site is None and again:
             # run again from inside the backward pass, where the modules around it are not entered again
-            same = [s for (_, w, c), s in self.watch.sites.items() if (w, c) == (what, count) and w != activation.name]
-            return same[0] if same else None
+            same = [s for (_, w, c), s in self.watch.sites.items() if (w, c) == (what, count)]
+            site = same[0] if len(same) == 1 else None
+            if site is None:
+                return None
         if site is None:
             name = self._name(owner, frame, what, count, activation)
             dim = self.watch.chosen_dim(name, y.ndim)
-            dim = dim if dim is not None else self.flow.unit_dim(z)
-            interval = activation.interval(options)
-            site = Site(name, activation, y.shape[dim] if y.ndim else 1, dim, self.flow.of(z), interval)
+            dim = dim if dim is not None else unit_dim(origin, y.ndim)
+            site = Site(name, activation, y.shape[dim], dim, origin, activation.interval(options))
             self.watch.sites[key] = site
-        elif y.ndim < -site.unit_dim or y.shape[site.unit_dim] != site.units:
+        if y.ndim < -site.unit_dim or y.shape[site.unit_dim] != site.units:
             return None  # another shape in the same place
         return site
 
@@ -359,7 +402,7 @@ class _Open:
     def _mask_for(self, y: Tensor, site: Site) -> Tensor | None:
         """The mask with an axis for each of the output's: (B, T) for (B, T, D), (B, D, T), (B, D) or (B T, D)."""
         mask = self.mask
-        if mask is None or y.ndim == 0:
+        if mask is None or y.ndim + site.unit_dim == 0:
             return None
         axes = site.other_dims(y)
         if [y.shape[dim] for dim in axes[: mask.ndim]] == list(mask.shape):
@@ -383,9 +426,9 @@ def _in_backward() -> bool:
 class _GradientHook:
     """Hears a gradient pass one node of the graph, in this step only."""
 
-    def __init__(self, watching: _Open, site: Site) -> None:
+    def __init__(self, watching: _Open, site: Site, flat: bool) -> None:
         self._watching = weakref.ref(watching)
-        self._site = site
+        self._site, self._flat = site, flat
 
     def __call__(self, grad_inputs: tuple[Tensor | None, ...], grad_outputs: tuple[Tensor | None, ...]) -> None:
         watching = self._watching()
@@ -396,5 +439,7 @@ class _GradientHook:
         if grad_z is None or grad_y is None:
             return
         with torch._C.DisableTorchFunction(), torch.no_grad():
+            if self._flat:
+                grad_z, grad_y = grad_z.unsqueeze(-1), grad_y.unsqueeze(-1)
             for listener in watching.listeners:
                 listener.on_gradient(self._site, grad_z, grad_y)
