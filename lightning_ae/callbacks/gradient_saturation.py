@@ -34,8 +34,10 @@ class GradientSaturationMonitor(Monitor):
     At the decoder's output, with pre-activations a and reconstruction :math:`\hat x`, the :meth:`output_ratio`
     :math:`\overline{|\partial L/\partial a|} \,/\, \overline{|\hat x - x|}`: 1 for Bernoulli with logits, harmless even
     where :math:`\sigma' = 0`; :math:`2\hat x(1 - \hat x)` for squared error through a sigmoid, the pathology.
-    For each layer (a module with parameters of its own) the gradient's norm before clipping, and the ratio of the
-    step's update to the weights, about 1e-3 in healthy training. See :class:`Monitor` for when it looks.
+    It is :math:`\sum|\partial L/\partial a| \,/\, \sum|\hat x - x|` for a loss that is a sum over the event, so large
+    errors weigh more. For each layer (a module with parameters of its own) the gradient's norm before clipping, and the
+    ratio of the step's update to the weights, about 1e-3 in healthy training; steps whose gradient is not finite, which
+    AMP skips, are left out. See :class:`Monitor` for when it looks.
 
     Logged: ``saturation/saturated_fraction``, ``saturation/lowest_transmission``, ``saturation/gradient_norm``,
     ``saturation/output_ratio``; ``saturation/<site>/saturated_fraction`` and ``.../transmission``,
@@ -46,14 +48,16 @@ class GradientSaturationMonitor(Monitor):
         horizon: figures rest on the last samples looked at, between this many and twice as many.
         eps: :math:`\varepsilon`, below which a slope counts as flat.
         output: for a model that is not ours: name of the activation that gives the reconstruction, as ``decoder.4`` or
-            ``decoder.sigmoid``, or of the module if it ends in none. It is compared with the first tensor of the batch.
+            ``decoder.sigmoid``, or of the module if it ends in none. It is compared with the first tensor of the batch,
+            in its shape or flattened. Steps that compute it more often than they differentiate it are left out.
         reduction: how that model's loss is averaged: over ``"elements"`` (torch's default), over the ``"batch"``, or a
             ``"sum"``. Ours is known.
         include: names of modules to which it keeps; None for all.
         mask_fn: from the batch to 1 where a position counts and 0 where it is padding.
 
     Raises:
-        ValueError: if a number is not positive, or the reduction has another name.
+        ValueError: if a number is not positive, or the reduction has another name; in training, if nothing is called
+            ``output``, or it has not the size of the data.
 
     Source: Glorot & Bengio 2010, Understanding the difficulty of training deep feedforward neural networks.
 
@@ -94,21 +98,43 @@ class GradientSaturationMonitor(Monitor):
         self.reduction = reduction
         self.layers: list[str] = []
         self._layer_of: dict[int, int] = {}
+        self._places: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
+        self._output_seen = False
+        self._forget()
+
+    def _forget(self) -> None:
+        """What is kept from one hook of a batch to the next."""
+        #: of each call of the output: what it gave, the gradient before it, and what to multiply that with
+        self._pairs: list[tuple[Tensor, Tensor, Tensor | float]] = []
+        self._outputs: list[Tensor] = []
+        self._output_grads: list[tuple[Tensor, Tensor | float]] = []
+        self._is_activation = False
+        self._steps: list[_Step] = []
         self._before: dict[int, tuple[Tensor, Tensor]] = {}
-        self._shares = 1.0
-        self._params: Tensor | None = None
-        self._x_hat: Tensor | None = None
-        self._output_grad: Tensor | None = None
+        self._share = 1.0
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Join the probe of this Trainer."""
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit":
+            self._output_seen = False
+            self._forget()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Leave nothing behind."""
+        super().on_exception(trainer, pl_module, exception)
+        self._forget()
 
     # -- activations ------------------------------------------------------------------------------------------
 
     def on_activation(self, event: Event) -> None:
         """Count the elements without a slope."""
         site, y = event.site, event.y
+        if site.name == self.output:
+            self._is_activation = True
+            self._outputs.append(y)
         if not self.wants(site):
             return
-        if site.name == self.output:
-            self._x_hat = y
         elements = event.positions() * site.units
         flat = self._flat(event, elements)
         if flat is not None:
@@ -128,71 +154,101 @@ class GradientSaturationMonitor(Monitor):
 
     def on_gradient(self, site: Site, grad_z: Tensor, grad_y: Tensor) -> None:
         """Add the squared norms on both sides."""
+        if site.name == self.output:
+            self._output_grads.append((grad_z, self._unscale()))
         if not self.wants(site):
             return
-        if site.name == self.output:
-            self._output_grad = grad_z
         self._add_squares(site.name, ("grad_z", "grad_y"), (grad_z, grad_y))
 
     def _add_squares(self, name: str, fields: Sequence[str], tensors: Sequence[Tensor]) -> None:
-        norms = [torch.linalg.vector_norm(tensor, dtype=torch.float32) for tensor in tensors]
-        sums = [self.counters.get(name, field, (), torch.float64, norms[0].device) for field in fields]
-        squares = torch.stack(norms).to(sums[0].dtype).mul_(self._unscale()).square_()
+        norms = _norms(tensors)
+        sums = [self.counters.get(name, field, (), torch.float64, norms.device) for field in fields]
+        squares = norms.to(sums[0].dtype).mul_(self._unscale()).square_()
         # a step that AMP skips must not spoil the sums
         squares = torch.where(squares.isfinite().all(), squares, torch.zeros_like(squares))
         for total, square in zip(sums, squares, strict=True):
             total.add_(square)
 
     def _unscale(self) -> Tensor | float:
-        scale = self._probe.loss_scale if self._probe is not None else None
+        # asked for when a gradient comes: the scaler makes its scale with the first loss, and changes it after the step
+        trainer = self._probe._trainer() if self._probe is not None else None
+        scale = getattr(getattr(getattr(trainer, "precision_plugin", None), "scaler", None), "_scale", None)
         return 1.0 if scale is None else scale.to(torch.float32).reciprocal()
 
     # -- the decoder's output ---------------------------------------------------------------------------------
 
     def on_module(self, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         """Find the output, and hear its gradient."""
-        if name != (self.output or "decoder") or not isinstance(output, Tensor) or not output.requires_grad:
+        if name != (self.output or "decoder") or not isinstance(output, Tensor):
             return
-        if self.output is not None and name in self.sites:
-            return  # an activation, whose input is what counts
-        self._params = output.detach()
-        output.register_hook(_Keep(self))  # type: ignore[no-untyped-call]
+        if self._is_activation:  # whose input is what counts
+            if not output.requires_grad and self._outputs:
+                self._outputs.pop()
+        elif output.requires_grad:
+            self._output_seen = True
+            output.register_hook(_Keep(self, output.detach()))  # type: ignore[no-untyped-call]
 
     def on_batch(self, trainer: L.Trainer | None, module: nn.Module, outputs: Any, batch: Any) -> None:
         """Compare the gradient at the output with the error there; measure the update of the step."""
-        grad, params, x_hat = self._output_grad, self._params, self._x_hat
-        self._output_grad = self._params = self._x_hat = None
-        self._add_updates()
-        if grad is None or (self.output is None and not isinstance(module, Autoencoder)):
-            return
-        accumulated = trainer.accumulate_grad_batches if trainer is not None else 1
-        x: Tensor | None
-        prediction: Tensor | None
-        if isinstance(module, Autoencoder) and self.output is None:
-            x = module.get_input(batch)
-            prediction = module.loss.prediction(params, x) if params is not None else None
-            factor = float(len(x) * accumulated)
-        else:
-            x, prediction = first_tensor(batch), x_hat if x_hat is not None else params
-            size = {"elements": grad.numel(), "batch": len(grad), "sum": 1}[self.reduction]
-            factor = float(size * accumulated)
-        if x is None or prediction is None or x.shape != prediction.shape or grad.shape != x.shape:
-            return
-        slopes = full_precision(grad).abs() * factor * self._unscale()
+        pairs, from_activation = list(self._pairs), self._is_activation
+        if from_activation:
+            self._output_seen = True
+            if len(self._outputs) == len(self._output_grads):  # gradients come in the opposite order
+                pairs = [(y, *grad) for y, grad in zip(self._outputs, reversed(self._output_grads), strict=True)]
+        steps, before, share = self._steps, self._before, self._share
+        self._forget()
+        if before:
+            self._add_steps(steps, before, share)
+        if self.output is not None and not self._output_seen:
+            raise ValueError(
+                f"output: nothing called {self.output!r} has given a tensor with a gradient in training_step; the "
+                f"activations are {list(self.sites)}."
+            )
+        if pairs and (self.output is not None or isinstance(module, Autoencoder)):
+            accumulated = trainer.accumulate_grad_batches if trainer is not None else 1
+            self._add_outputs(module, batch, pairs, from_activation, accumulated)
+
+    def _add_outputs(
+        self,
+        module: nn.Module,
+        batch: Any,
+        pairs: Sequence[tuple[Tensor, Tensor, Tensor | float]],
+        from_activation: bool,
+        accumulated: int,
+    ) -> None:
+        # our losses are sums over the event, averaged over the batch
+        reduction = "batch" if isinstance(module, Autoencoder) else self.reduction
+        x = module.get_input(batch) if isinstance(module, Autoencoder) else first_tensor(batch)
+        for value, grad, unscale in pairs:
+            prediction = value
+            if isinstance(module, Autoencoder) and not from_activation and x is not None:
+                prediction = module.loss.prediction(value, x)
+                if grad.shape != x.shape:
+                    continue  # several parameters for each number of x
+            elif x is None or x.numel() != value.numel() or len(x) != len(value):
+                got = "has no tensor" if x is None else f"begins with one of shape {tuple(x.shape)}"
+                raise ValueError(f"output: {self.output!r} gives {tuple(value.shape)}, but the batch {got}.")
+            size = {"elements": grad.numel(), "batch": len(grad), "sum": 1}[reduction]
+            slopes = full_precision(grad).abs() * (size * accumulated) * unscale
+            self._add_output(slopes, prediction, x.reshape(prediction.shape))
+
+    def _add_output(self, slopes: Tensor, prediction: Tensor, x: Tensor) -> None:
         errors = (full_precision(prediction) - full_precision(x)).abs()
-        values = torch.stack([slopes.sum(), errors.sum()])
-        values = torch.where(values.isfinite().all(), values, torch.zeros_like(values))
-        for field, value in zip(("slopes", "errors"), values, strict=True):
-            self.counters.add("output", field, value, torch.float64)
         # elements that are wrong by more than a hundredth and hear of it by less than a hundredth of that
         wrong = errors > 0.01
-        self.counters.add("output", "wrong", wrong.sum())
-        self.counters.add("output", "starved", (wrong & (slopes < 0.01 * errors)).sum())
+        starved = wrong & (slopes < 0.01 * errors)
+        values = torch.stack([slopes.sum().to(errors.dtype), errors.sum()])
+        finite = values.isfinite().all()
+        values = torch.where(finite, values, torch.zeros_like(values))
+        for field, value in zip(("slopes", "errors"), values, strict=True):
+            self.counters.add("output", field, value, torch.float64)
+        for field, marked in (("wrong", wrong), ("starved", starved)):
+            self.counters.add("output", field, marked.sum() * finite)
 
     # -- layers -----------------------------------------------------------------------------------------------
 
     def on_step(self, trainer: L.Trainer | None, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Add the gradients' squares by layer; remember the weights before the step."""
+        """Take the gradients' norms; remember the weights before the step."""
         self._index(module)
         owned = [p for group in optimizer.param_groups for p in group["params"] if id(p) in self._layer_of]
         with_grad = [p for p in owned if p.grad is not None and not p.grad.is_sparse]
@@ -202,34 +258,54 @@ class GradientSaturationMonitor(Monitor):
         if getattr(optimizer, "_step_supports_amp_scaling", False):
             scale = self._unscale()  # a fused optimizer unscales by itself, later
         with torch.no_grad():
-            norms = torch.stack(torch._foreach_norm([_local(p.grad) for p in with_grad])).float() * scale
-            self._add_layers("grad", with_grad, norms, self._shards(trainer))
+            norms = _norms([_local(p.grad) for p in with_grad]) * scale
             for p in with_grad:
-                self._before.setdefault(id(p), (p, _local(p).clone()))
-            self._shares = self._shards(trainer)
+                if id(p) not in self._before:
+                    self._before[id(p)] = (p, _local(p).clone())
+        self._share = self._shards(trainer)
+        # optimizers that share the layers out among them (weights to one, biases to another) make one step
+        ids = {id(p) for p in with_grad}
+        step = next((step for step in self._steps if not ids & step.ids), None)
+        if step is None:
+            step = _Step()
+            self._steps.append(step)
+        step.ids |= ids
+        step.parameters += with_grad
+        step.norms.append(norms)
 
-    def _add_updates(self) -> None:
-        if not self._before:
-            return
-        stepped = [p for p, _ in self._before.values()]
-        old = [before for _, before in self._before.values()]
-        new = [_local(p) for p in stepped]
-        weights = torch.stack(torch._foreach_norm(old)).float()
-        torch._foreach_sub_(old, new)
-        updates = torch.stack(torch._foreach_norm(old)).float()
-        self._add_layers("weight", stepped, weights, self._shares)
-        self._add_layers("update", stepped, updates, self._shares)
-        self._before = {}
+    def _add_steps(self, steps: Sequence[_Step], before: dict[int, tuple[Tensor, Tensor]], share: float) -> None:
+        finite = torch.ones((), dtype=torch.bool, device=steps[0].norms[0].device)
+        for step in steps:
+            norms = torch.cat([norms.to(finite.device) for norms in step.norms])
+            taken = norms.isfinite().all()
+            finite = finite & taken
+            self._add_layers("grad", step.parameters, norms, taken, share)
+        stepped, old = [p for p, _ in before.values()], [value for _, value in before.values()]
+        weights = _norms(old)
+        torch._foreach_sub_(old, [_local(p) for p in stepped])
+        updates = _norms(old)
+        finite = finite & weights.isfinite().all() & updates.isfinite().all()
+        self._add_layers("weight", stepped, weights, finite, share)
+        self._add_layers("update", stepped, updates, finite, share)
 
-    def _add_layers(self, field: str, parameters: Sequence[Tensor], norms: Tensor, share: float) -> None:
+    def _add_layers(
+        self, field: str, parameters: Sequence[Tensor], norms: Tensor, finite: Tensor, share: float
+    ) -> None:
         total = self.counters.get("layers", field, (len(self.layers),), torch.float64, norms.device)
         squares = norms.to(total.dtype).square() * share
-        squares = torch.where(squares.isfinite().all(), squares, torch.zeros_like(squares))
-        index = torch.tensor([self._layer_of[id(p)] for p in parameters], device="cpu")
-        total.index_add_(0, index.to(norms.device, non_blocking=True), squares)
-        steps = self.counters.get("layers", f"{field}_steps", (len(self.layers),), torch.float64, norms.device)
-        touched = torch.zeros(len(self.layers)).index_fill_(0, index, share)
-        steps.add_(touched.to(norms.device, steps.dtype, non_blocking=True))
+        index, touched = self._place(parameters, norms.device)
+        total.index_add_(0, index, torch.where(finite, squares, torch.zeros_like(squares)))
+        if field == "grad":
+            self.counters.add("layers", "grad_steps", touched * (finite * share), torch.float64)
+
+    def _place(self, parameters: Sequence[Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
+        """Numbers of the parameters' layers, and 1 for each layer that has one; on the device, made once."""
+        key = tuple(id(p) for p in parameters)
+        if key not in self._places or self._places[key][0].device != device:
+            index = torch.tensor([self._layer_of[i] for i in key])
+            touched = torch.zeros(len(self.layers)).index_fill_(0, index, 1.0)
+            self._places[key] = (index.to(device), touched.to(device))
+        return self._places[key]
 
     def _shards(self, trainer: L.Trainer | None) -> float:
         # every rank of DDP has the whole gradient: their sum over ranks is to count once
@@ -239,11 +315,12 @@ class GradientSaturationMonitor(Monitor):
 
     def _index(self, module: nn.Module) -> None:
         names: dict[str, int] = {}
-        self._layer_of = {}
+        layer_of = {}
         for name, parameter in module.named_parameters():
             layer = clean_name(name.rpartition(".")[0]) or "model"
-            self._layer_of[id(parameter)] = names.setdefault(layer, len(names))
-        self.layers = list(names)
+            layer_of[id(parameter)] = names.setdefault(layer, len(names))
+        if layer_of != self._layer_of or list(names) != self.layers:
+            self._layer_of, self.layers, self._places = layer_of, list(names), {}
 
     def state_dict(self) -> dict[str, Any]:
         """Sums over all ranks, and the names of the layers."""
@@ -262,7 +339,7 @@ class GradientSaturationMonitor(Monitor):
 
     def transmission(self) -> dict[str, float]:
         """Norm of the gradient after (towards the input) over before each activation, by site."""
-        return self._transmission(self.results())
+        return self.transmission_of(self.results())
 
     def gradient_norm(self) -> dict[str, float]:
         """Root mean square over steps of the norm of a layer's gradient before clipping, by layer."""
@@ -289,7 +366,8 @@ class GradientSaturationMonitor(Monitor):
             if field == "elements" and int(count) > 0
         }
 
-    def _transmission(self, results: Mapping[Key, Tensor]) -> dict[str, float]:
+    def transmission_of(self, results: Mapping[Key, Tensor]) -> dict[str, float]:
+        """:meth:`transmission`, from these sums."""
         return {
             site: math.sqrt(float(results[site, "grad_z"]) / float(before))
             for (site, field), before in results.items()
@@ -313,7 +391,7 @@ class GradientSaturationMonitor(Monitor):
     def scalars(self) -> dict[str, float]:
         """Summary, and figures by site and layer."""
         results = self._now
-        saturated, transmission = self._saturated(results), self._transmission(results)
+        saturated, transmission = self._saturated(results), self.transmission_of(results)
         norms, updates = self._per_layer(results, "grad", "grad_steps"), self._per_layer(results, "update", "weight")
         ratio, starved = self._output(results)
         values = {"output_ratio": ratio, "starved_fraction": starved}
@@ -335,18 +413,34 @@ class GradientSaturationMonitor(Monitor):
         return values
 
 
-class _Keep:
-    """Keeps the gradient of one tensor until the batch is done."""
+class _Step:
+    """Gradients of the optimizers that step side by side."""
 
-    def __init__(self, monitor: GradientSaturationMonitor) -> None:
-        self._monitor = monitor
+    def __init__(self) -> None:
+        self.ids: set[int] = set()
+        self.parameters: list[Tensor] = []
+        self.norms: list[Tensor] = []
+
+
+class _Keep:
+    """Keeps what a module gave, and its gradient, until the batch is done."""
+
+    def __init__(self, monitor: GradientSaturationMonitor, output: Tensor) -> None:
+        self._monitor, self._output = monitor, output
 
     def __call__(self, grad: Tensor) -> None:
         if not torch.is_grad_enabled():
-            self._monitor._output_grad = grad
+            self._monitor._pairs.append((self._output, grad, self._monitor._unscale()))
 
 
 def _local(tensor: Any) -> Tensor:
     # of a sharded tensor the part that is here
     local: Tensor = tensor.detach().to_local() if hasattr(tensor, "to_local") else tensor.detach()
     return local
+
+
+def _norms(tensors: Sequence[Tensor]) -> Tensor:
+    """Norms in float32, or in float64 if that is what there is, on one device."""
+    parts = [torch.view_as_real(tensor) if tensor.is_complex() else tensor for tensor in tensors]
+    wide = torch.float64 if any(part.dtype == torch.float64 for part in parts) else torch.float32
+    return torch.stack([norm.to(parts[0].device) for norm in torch._foreach_norm(parts, 2, wide)])
