@@ -89,6 +89,9 @@ class Monitor(L.Callback):
     def on_module(self, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         """A module has returned."""
 
+    def on_loss(self, name: str, prediction: Tensor, target: Tensor, site: Site | None) -> None:
+        """One of torch's losses was called."""
+
     def on_batch(self, trainer: L.Trainer | None, module: nn.Module, outputs: Any, batch: Any) -> None:
         """The batch is done."""
 

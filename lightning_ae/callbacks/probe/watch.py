@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,9 +14,11 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.overrides import TorchFunctionMode, _pop_mode, _push_mode
 from torchmetrics import Metric
 
-from lightning_ae.callbacks.probe.activations import FUNCTIONS, MODULES, Activation
+from lightning_ae.callbacks.probe.activations import FUNCTIONS, LOSSES, MODULES, Activation
 from lightning_ae.callbacks.probe.flow import Flow, Origin, Reader, unit_dim
 
+# torch warns that global hooks hear a compiled module twice, as itself and as what it wraps; wrappers are looked through
+_HEARD_TWICE = r"Using `torch\.compile\(module\)` when there are global hooks"
 _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
 
 
@@ -70,8 +73,17 @@ class Event:
         mask: 1 where a position counts, broadcastable to ``y``; or None.
     """
 
-    def __init__(self, site: Site, z: Tensor | None, y: Tensor, options: dict[str, Any], mask: Tensor | None) -> None:
+    def __init__(
+        self,
+        site: Site,
+        z: Tensor | None,
+        y: Tensor,
+        options: dict[str, Any],
+        mask: Tensor | None,
+        scratch: dict[Any, Tensor] | None = None,
+    ) -> None:
         self.site, self.z, self.y, self.options, self.mask = site, z, y, options, mask
+        self._scratch = {} if scratch is None else scratch
         self._live: Tensor | None = None
 
     def live(self) -> Tensor:
@@ -81,25 +93,46 @@ class Event:
             low, high = self.site.interval
             if low == 0 and high == float("inf"):
                 # the sign of a ReLU's output is 1 where it fires, and 0 for NaN; summing it is fastest by far
-                fires = self.y.sign()
+                fires = torch.sign(self.y, out=self._room())
             else:
                 fires = (self.y.gt(low) & self.y.lt(high)).to(torch.float32)
             self._live = self.sum(fires)
         return self._live
 
+    def _room(self) -> Tensor:
+        """Memory as large as the output, which is used again: fresh pages cost more than the sum itself."""
+        key = (self.y.device, self.y.dtype)
+        room = self._scratch.get(key)
+        if room is None or room.numel() < self.y.numel():
+            with torch.inference_mode(False):
+                room = self._scratch[key] = torch.empty(self.y.numel(), device=self.y.device, dtype=self.y.dtype)
+        if self.y.is_contiguous() or not self.y.is_non_overlapping_and_dense():
+            return room[: self.y.numel()].view(self.y.shape)
+        return room.as_strided(self.y.shape, self.y.stride())
+
     def sum(self, elements: Tensor) -> Tensor:
         """Sum of 0s and 1s over all but the units, ``(units,)`` int64."""
         if self.mask is not None:
             elements = elements * self.mask
+        return self._add_up(elements, whole=True)
+
+    def magnitude(self) -> Tensor:
+        """Sum of absolute outputs over all but the units, ``(units,)``, float32 or float64."""
+        name = self.site.activation.name
+        size = self.y if name in ("relu", "relu6", "sigmoid", "softplus") else torch.abs(self.y, out=self._room())
+        return self._add_up(size if self.mask is None else size * self.mask, whole=False)
+
+    def _add_up(self, elements: Tensor, whole: bool) -> Tensor:
         dims = self.site.other_dims(elements)
         if not dims:
-            return elements.round().long()
-        # float32 is exact up to 2²⁴: with more positions than that, examples are added up as integers
-        inner = dims if elements.numel() < 2**24 * self.site.units else dims[1:]
+            return elements.round().long() if whole else elements.float()
+        # float32 is exact up to 2²⁴; what has more positions is added up in two stages, whole numbers in the second,
+        # and so is a map, since one sum over batch and space is slower
+        staged = elements.ndim > 2 and dims[0] == 0 and dims[-1] == elements.ndim - 1
+        inner = dims[1:] if staged or elements.numel() >= 2**24 * self.site.units else dims
         total = elements.sum(inner, dtype=torch.float32) if inner else elements
-        if inner == dims:
-            return total.long()
-        return total.long().sum(0 if dims[0] < elements.ndim + self.site.unit_dim else 1)
+        total = total.long() if whole else total
+        return total if inner == dims else total.sum(0 if dims[0] < elements.ndim + self.site.unit_dim else 1)
 
     def positions(self) -> int | Tensor:
         """Elements that each unit has in this call."""
@@ -129,6 +162,9 @@ class Listener(Protocol):
     def on_module(self, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         """A module of the model has returned, in a forward pass."""
 
+    def on_loss(self, name: str, prediction: Tensor, target: Tensor, site: Site | None) -> None:
+        """One of torch's losses was called, on what has passed a site or not."""
+
 
 @dataclass
 class _Frame:
@@ -153,6 +189,7 @@ class Watch:
         ...     def on_activation(self, event): print(event.site.name, event.live().tolist())
         ...     def on_gradient(self, site, grad_z, grad_y): print(site.name, grad_z.tolist())
         ...     def on_module(self, name, module, inputs, output): pass
+        ...     def on_loss(self, name, prediction, target, site): pass
         >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU())
         >>> nn.init.eye_(model[0].weight).sum().item()
         2.0
@@ -167,6 +204,7 @@ class Watch:
         self.unit_dim = unit_dim
         self.sites: dict[tuple[Any, ...], Site] = {}
         self.ran: set[int] = set()
+        self.scratch: dict[Any, Tensor] = {}
         self._names: dict[int, list[str]] = {}
         self._excluded: set[int] = set()
         self._wrappers: set[int] = set()
@@ -174,6 +212,9 @@ class Watch:
     def open(self, root: nn.Module, listeners: Sequence[Listener], mask: Tensor | None = None) -> _Open:
         """Start to watch; leave the context, or call ``close()``, to stop."""
         self._find(root)
+        known = [getattr(message, "pattern", message) for _, message, *_ in warnings.filters]
+        if self._wrappers and _HEARD_TWICE not in known:
+            warnings.filterwarnings("ignore", _HEARD_TWICE)
         parameters = {id(p): clean_name(name) for name, p in root.named_parameters()}
         return _Open(self, root, listeners, mask, Flow(parameters))
 
@@ -312,6 +353,8 @@ class _Open:
         """Call it, and look."""
         activation = FUNCTIONS.get(func)
         out = func(*args, **kwargs)
+        if func in LOSSES and self.active:
+            self._on_loss(LOSSES[func], args, kwargs)
         if not self.active or not isinstance(out, Tensor) or self._stack[-1].name is None:
             return out
         if torch._C._functorch.is_functorch_wrapped_tensor(out):
@@ -321,6 +364,22 @@ class _Open:
         else:
             self._on_activation(activation, args, kwargs, out)
         return out
+
+    def _on_loss(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        prediction, target = (
+            (*args, kwargs.get("input"), kwargs.get("target"))[:2]
+            if len(args) != 1
+            else (
+                args[0],
+                kwargs.get("target"),
+            )
+        )
+        if not isinstance(prediction, Tensor) or not isinstance(target, Tensor) or _in_backward():
+            return
+        origin = self.flow.of(prediction)
+        with torch._C.DisableTorchFunction(), torch.no_grad():
+            for listener in self.listeners:
+                listener.on_loss(name, prediction, target, None if origin is None else origin.site)
 
     def _on_activation(self, activation: Activation, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor) -> None:
         source: Tensor = args[0] if args else kwargs["input"]
@@ -347,7 +406,7 @@ class _Open:
             if again:
                 return
             z = None if overwritten else source.detach().unsqueeze(-1) if flat else source.detach()
-            event = Event(site, z, seen, options, self._mask_for(seen, site))
+            event = Event(site, z, seen, options, self._mask_for(seen, site), self.watch.scratch)
             for listener in self.listeners:
                 listener.on_activation(event)
 
