@@ -4,7 +4,17 @@ The flow is ``x → corruption → encoder → code → decoder → loss → ter
 :class:`lightning_ae.Autoencoder`, where it is written once.
 """
 
-from lightning_ae.callbacks import PredictionWriter, load_predictions
+from lightning_ae.callbacks import (
+    DeadReLUMonitor,
+    DiagnosticsReport,
+    Finding,
+    GradientSaturationMonitor,
+    LatentSparsityMonitor,
+    PredictionWriter,
+    Report,
+    diagnose,
+    load_predictions,
+)
 from lightning_ae.checkpoint import load
 from lightning_ae.codes import Code, CodeOutput, Identity
 from lightning_ae.corruption import Corruption, GaussianNoise, MaskingNoise, SaltAndPepper
@@ -93,19 +103,24 @@ __all__ = [
     "ConvDecoder",
     "ConvEncoder",
     "Corruption",
+    "DeadReLUMonitor",
     "DenoisingAutoencoder",
+    "DiagnosticsReport",
     "DigitsDataModule",
     "Divergence",
     "FeatureLoss",
+    "Finding",
     "FractionVarianceUnexplained",
     "GaussianNLL",
     "GaussianNoise",
+    "GradientSaturationMonitor",
     "Identity",
     "ImageFolderDataModule",
     "ImageGradients",
     "JacobianPenalty",
     "LPIPSLoss",
     "LaplaceNLL",
+    "LatentSparsityMonitor",
     "Likelihood",
     "LinearAutoencoder",
     "LinearDecoder",
@@ -124,6 +139,7 @@ __all__ = [
     "PredictionWriter",
     "Rebuildable",
     "ReconstructionLoss",
+    "Report",
     "SSIMLoss",
     "SSIMParts",
     "SaltAndPepper",
@@ -137,6 +153,7 @@ __all__ = [
     "WeightedLoss",
     "ZeroInflatedNegativeBinomialNLL",
     "conv_pair",
+    "diagnose",
     "linear_gaussian",
     "load",
     "load_predictions",

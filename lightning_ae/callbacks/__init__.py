@@ -1,14 +1,21 @@
-"""Callbacks: monitors that see why a model does not learn, and predictions on disk."""
+"""Callbacks: monitors that see why a model does not learn, reports and remedies, and predictions on disk."""
 
 from lightning_ae.callbacks.dead_relu import DeadReLUMonitor
+from lightning_ae.callbacks.diagnose import diagnose
+from lightning_ae.callbacks.findings import Finding
 from lightning_ae.callbacks.gradient_saturation import GradientSaturationMonitor
 from lightning_ae.callbacks.latent_sparsity import LatentSparsityMonitor
 from lightning_ae.callbacks.predictions import PredictionWriter, load_predictions
+from lightning_ae.callbacks.report import DiagnosticsReport, Report
 
 __all__ = [
     "DeadReLUMonitor",
+    "DiagnosticsReport",
+    "Finding",
     "GradientSaturationMonitor",
     "LatentSparsityMonitor",
     "PredictionWriter",
+    "Report",
+    "diagnose",
     "load_predictions",
 ]

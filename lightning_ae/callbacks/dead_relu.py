@@ -80,11 +80,7 @@ class DeadReLUMonitor(Monitor):
         site, y, name = event.site, event.y, event.site.name
         if not self.wants(site):
             return
-        magnitude = y if site.activation.name in ("relu", "relu6", "sigmoid", "softplus") else y.abs()
-        if event.mask is not None:
-            magnitude = torch.where(event.mask > 0, magnitude, 0.0)  # padding may hold NaN
-        dims = site.other_dims(y)
-        mass = magnitude.sum(dims, dtype=torch.float32) if dims else magnitude.float()
+        mass = event.magnitude()
         finite = mass.isfinite()
         self.counters.add(name, "mass", torch.where(finite, mass, 0.0), torch.float64)
         self.counters.add(name, "nonfinite", ~finite)

@@ -28,7 +28,7 @@ def log_histogram(logger: Logger, name: str, values: Tensor, step: int) -> None:
     elif isinstance(logger, WandbLogger):
         import wandb
 
-        logger.experiment.log({name: wandb.Histogram(values.numpy()), "trainer/global_step": step})
+        logger.experiment.log({name: wandb.Histogram(values.tolist()), "trainer/global_step": step})
     else:
         quantiles = values.quantile(values.new_tensor(QUANTILES)).tolist()
         logger.log_metrics(

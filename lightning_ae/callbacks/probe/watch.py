@@ -106,9 +106,9 @@ class Event:
         if room is None or room.numel() < self.y.numel():
             with torch.inference_mode(False):
                 room = self._scratch[key] = torch.empty(self.y.numel(), device=self.y.device, dtype=self.y.dtype)
-        if self.y.is_contiguous() or not self.y.is_non_overlapping_and_dense():
-            return room[: self.y.numel()].view(self.y.shape)
-        return room.as_strided(self.y.shape, self.y.stride())
+        if self.y.ndim == 4 and self.y.is_contiguous(memory_format=torch.channels_last):
+            return room.as_strided(self.y.shape, self.y.stride())
+        return room[: self.y.numel()].view(self.y.shape)
 
     def sum(self, elements: Tensor) -> Tensor:
         """Sum of 0s and 1s over all but the units, ``(units,)`` int64."""
@@ -120,7 +120,9 @@ class Event:
         """Sum of absolute outputs over all but the units, ``(units,)``, float32 or float64."""
         name = self.site.activation.name
         size = self.y if name in ("relu", "relu6", "sigmoid", "softplus") else torch.abs(self.y, out=self._room())
-        return self._add_up(size if self.mask is None else size * self.mask, whole=False)
+        if self.mask is not None:
+            size = torch.where(self.mask > 0, size, 0.0)  # padding may hold NaN
+        return self._add_up(size, whole=False)
 
     def _add_up(self, elements: Tensor, whole: bool) -> Tensor:
         dims = self.site.other_dims(elements)

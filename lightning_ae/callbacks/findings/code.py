@@ -1,0 +1,103 @@
+"""Findings on the latent and its penalties."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from lightning_ae.callbacks.findings.evidence import Evidence, Finding
+
+
+def latent(e: Evidence) -> Iterator[Finding]:
+    """Latents that carry nothing, or that nobody reads."""
+    if e.latent is None or not e.code.get("samples", 0) > 1:
+        return
+    n = int(e.code["samples"])
+    variance = e.latent.variance()
+    constant = int((variance <= 1e-10).sum())
+    if e.code["dead_fraction"] < 1 and constant:
+        all_of_them = constant == len(variance)
+        yield Finding(
+            "error" if all_of_them else "warning",
+            "latent",
+            "constant",
+            constant / len(variance),
+            n,
+            f"{constant} of {len(variance)} latents never vary.",
+            "They carry nothing: look at dead or saturated sites in the encoder first; else make the code narrower.",
+        )
+    unread = len(e.latent.unread_latents())
+    if unread:
+        yield Finding(
+            "warning",
+            "latent",
+            "unread",
+            unread / len(variance),
+            n,
+            f"{unread} of {len(variance)} latents vary, and the decoder takes nothing from them.",
+            "Check that the decoder's first layer sees the whole code, or make the code narrower.",
+        )
+    if "kl" in e.code:
+        kl = e.latent.kl_per_dimension()
+        off = int((kl < 0.01).sum())
+        if off / len(kl) > 0.5:
+            yield Finding(
+                "error" if off == len(kl) else "warning",
+                "latent",
+                "collapsed",
+                off / len(kl),
+                n,
+                f"The posterior of {off} of {len(kl)} latents is the prior (KL < 0.01 nats).",
+                "The KL term wins before the latent is of use: lower β, raise it slowly from 0, or grant free bits.",
+            )
+    if e.code.get("codebook_usage", 1.0) < 0.5:
+        usage = e.code["codebook_usage"]
+        yield Finding(
+            "warning",
+            "latent",
+            "codebook_usage",
+            usage,
+            n,
+            f"{usage:.0%} of the codes are used (perplexity {e.code['perplexity']:.1f}).",
+            "Start the codebook from data (k-means), expire codes that are not used, or make it smaller.",
+        )
+
+
+def penalties(e: Evidence) -> Iterator[Finding]:
+    """Penalties that leave no code, or do nothing."""
+    reconstruction = abs(e.out.get("term/reconstruction", 0.0))
+    for name, weight in e.output.weights.items():
+        raw = e.out.get(f"term/{name}")
+        if raw is None or reconstruction == 0 or weight == 0:
+            continue
+        share = abs(weight * raw) / reconstruction
+        if e.code.get("dead_fraction") == 1.0 or (e.code.get("l1", math.inf) < 1e-4 and share > 1e-4):
+            yield Finding(
+                "error",
+                "latent",
+                "zero_code",
+                weight,
+                e.n,
+                f"The code is zero, under {name!r} with weight {weight:g}.",
+                f"It costs more to say anything than saying it saves: divide the weight of {name!r} by 10.",
+            )
+        elif share < 1e-6:
+            yield Finding(
+                "info",
+                "loss",
+                f"penalty {name}",
+                share,
+                e.n,
+                f"{name!r} is {share:.1g} of the reconstruction loss.",
+                f"It does nothing: raise its weight ({weight:g}) by several orders of magnitude, or drop it.",
+            )
+    if e.code.get("dead_fraction") == 1.0 and not e.output.weights:
+        yield Finding(
+            "error",
+            "latent",
+            "zero_code",
+            0.0,
+            e.n,
+            "The code is zero.",
+            "Look for dead units and saturation in the encoder.",
+        )

@@ -1,0 +1,219 @@
+"""What goes in, what comes out, and what it costs: the evidence of a report beside that of the three monitors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from lightning_ae.callbacks.probe import Event, Monitor, Site, SiteInfo
+from lightning_ae.callbacks.probe.counters import Key
+from lightning_ae.callbacks.probe.monitor import first_tensor
+from lightning_ae.losses.base import full_precision
+from lightning_ae.models import Autoencoder
+
+#: Where the output of an activation can lie.
+RANGES = {
+    "bernoulli": (0.0, 1.0),
+    "sigmoid": (0.0, 1.0),
+    "hardsigmoid": (0.0, 1.0),
+    "tanh": (-1.0, 1.0),
+    "softsign": (-1.0, 1.0),
+    "relu": (0.0, math.inf),
+    "relu6": (0.0, 6.0),
+    "softplus": (0.0, math.inf),
+}
+
+
+class Moment(NamedTuple):
+    """Loss and fraction of variance unexplained at a step, over the last samples looked at."""
+
+    step: int
+    loss: float
+    fvu: float
+
+
+class OutputMonitor(Monitor):
+    r"""Compares reconstructions with data, number by number, and keeps the terms of the loss.
+
+    ``fvu`` is :math:`\sum\|x - \hat x\|^2 / \sum\|x - \bar x\|^2` (1 for a constant output), ``spread`` the variance of
+    :math:`\hat x` over the examples relative to that of x (0 for a constant output), both summed over the event.
+    Logged as ``output/fvu`` and ``output/spread``. In a model that is not ours reconstruction and data are, unless the
+    output is named, what one of torch's losses was called with, as large as the batch's first tensor; or else the last
+    output of a module of that shape.
+
+    Args:
+        output: name of the module, or the site of an activation, that gives the reconstruction.
+        every_n_steps: look at every so many optimizer steps.
+        horizon: figures rest on the last samples looked at, between this many and twice as many.
+
+    Raises:
+        ValueError: if a number is not positive.
+    """
+
+    prefix = "output"
+
+    def __init__(self, output: str | None = None, every_n_steps: int = 20, horizon: int = 2_000) -> None:
+        super().__init__(every_n_steps, horizon)
+        self.output = output
+        self.range = (-math.inf, math.inf)
+        self.activation = "identity"
+        self.history: list[Moment] = []
+        self.weights: dict[str, float] = {}
+        #: activation applied to the output of another, with nothing in between: names of the sites
+        self.twice: dict[str, str] = {}
+        self._outputs: dict[torch.Size, Tensor] = {}
+        self._x_hat: Tensor | None = None
+        self._last: tuple[Tensor, str] | None = None
+        self._pair: tuple[Tensor, Tensor, str] | None = None
+        self._step = 0
+
+    def on_activation(self, event: Event) -> None:
+        """Look whether it comes right after another, and whether it is the output."""
+        site = event.site
+        before = site.origin.site if site.origin is not None else None
+        if before is not None and site.activation.name in RANGES:
+            self.twice[site.name] = before.name
+        self._last = (event.y, site.activation.name)
+        if site.name == self.output:
+            self._x_hat, self.activation = event.y, site.activation.name
+            self.range = RANGES.get(self.activation, self.range)
+
+    def on_module(self, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        """Keep what could be the reconstruction."""
+        if not isinstance(output, Tensor) or not output.is_floating_point():
+            return
+        if self.output is None and output.requires_grad:
+            self._outputs[output.shape] = output.detach()
+        elif name == self.output:
+            self._x_hat = output.detach()
+
+    def on_loss(self, name: str, prediction: Tensor, target: Tensor, site: Site | None) -> None:
+        """Keep what is compared, and how."""
+        logits = name == "bce_with_logits"
+        if prediction.shape != target.shape or not prediction.requires_grad or prediction.ndim < 2:
+            return
+        if logits and site is not None and site.activation.name in RANGES:
+            self.twice["the loss's sigmoid"] = site.name
+        activation = "sigmoid" if logits else site.activation.name if site is not None else "identity"
+        x_hat = prediction.detach().sigmoid() if logits else prediction.detach()
+        self._pair = (x_hat, target.detach(), "bernoulli" if logits or name == "bce" else activation)
+
+    def on_batch(self, trainer: L.Trainer | None, module: nn.Module, outputs: Any, batch: Any) -> None:
+        """Add a batch."""
+        self._step = trainer.global_step if trainer is not None else self._step + 1
+        loss = outputs if isinstance(outputs, Tensor) else outputs.get("loss") if isinstance(outputs, Mapping) else None
+        if isinstance(loss, Tensor):
+            self._add_loss(loss.detach().float())
+        x = first_tensor(batch)
+        x_hat, candidates, last, pair = self._x_hat, self._outputs, self._last, self._pair
+        self._x_hat, self._outputs, self._last, self._pair = None, {}, None, None
+        if isinstance(module, Autoencoder) and isinstance(outputs, Mapping) and "output" in outputs:
+            x = module.get_input(batch)
+            x_hat = module.loss.prediction(outputs["output"].params, x)
+            self.range, self.activation = module.loss.output_range, module.loss.output_activation
+            self._add_terms(module, outputs["terms"])
+        elif x is not None and x_hat is None and pair is not None and pair[0].numel() == x.numel():
+            x_hat, x = pair[0], pair[1].reshape(x.shape)
+            self.activation, self.range = pair[2], RANGES.get(pair[2], (-math.inf, math.inf))
+        elif x is not None and x_hat is None:
+            x_hat = candidates.get(x.shape)
+            if x_hat is not None and last is not None and last[0].data_ptr() == x_hat.data_ptr():
+                self.activation = last[1]
+                self.range = RANGES.get(last[1], (-math.inf, math.inf))
+        if x is not None and x_hat is not None and x.numel() == x_hat.numel() and x.ndim > 1 and x.is_floating_point():
+            self._add_pair(full_precision(x).flatten(1), full_precision(x_hat.detach()).flatten(1))
+
+    def _add_loss(self, loss: Tensor) -> None:
+        finite = loss.isfinite()
+        self.counters.add("loss", "sum", torch.where(finite, loss, torch.zeros_like(loss)).sum(), torch.float64)
+        self.counters.add("loss", "count", finite.sum())
+        self.counters.add("loss", "nonfinite", (~finite).sum())
+
+    def _add_terms(self, module: Autoencoder, terms: Mapping[str, Tensor]) -> None:
+        for name in [name for name in terms if name != "loss"]:
+            self.counters.add("terms", name, terms[name].detach().float(), torch.float64)
+        penalties = {name: float(penalty.weight) for name, penalty in module.penalties.items()}  # type: ignore[arg-type]
+        self.weights = {**{name: float(weight) for name, weight in module.code.weights().items()}, **penalties}
+
+    def _add_pair(self, x: Tensor, x_hat: Tensor) -> None:
+        low, high = self.range
+        add = self.counters.add
+        add("output", "rows", len(x), device=x.device)
+        add("output", "nonfinite_data", (~x.isfinite()).sum())
+        add("output", "x", x.sum(0), torch.float64)
+        add("output", "x_square", x.square().sum(0), torch.float64)
+        add("output", "x_hat", x_hat.sum(0), torch.float64)
+        add("output", "x_hat_square", x_hat.square().sum(0), torch.float64)
+        add("output", "error", (x_hat - x).square().sum(), torch.float64)
+        if low > -math.inf:
+            add("output", "outside", (x.lt(low) | x.gt(high)).sum())
+            add("output", "at_low", x_hat.le(low).sum(0))
+
+    # -- reading ----------------------------------------------------------------------------------------------
+
+    def take(self, results: dict[Key, Tensor], sites: Sequence[SiteInfo], keep: bool) -> None:
+        """Receive sums over all ranks; remember loss and error."""
+        super().take(results, sites, keep)
+        figures = self._figures(results)
+        if not self.history or self.history[-1].step != self._step:
+            self.history.append(Moment(self._step, figures.get("loss", math.nan), figures.get("fvu", math.nan)))
+
+    def figures(self) -> dict[str, float]:
+        """All figures that apply, by name."""
+        return self._figures(self.results())
+
+    def stuck_outputs(self) -> Tensor:
+        """Indices of the numbers of the event at the low end of the output's range in every example, but not in x."""
+        results = self.results()
+        if ("output", "at_low") not in results:
+            return torch.zeros(0, dtype=torch.int64)
+        rows = results["output", "rows"]
+        varies = self._variance(results, "x") > 1e-6
+        return ((results["output", "at_low"] == rows) & varies).nonzero().flatten()
+
+    def _variance(self, results: Mapping[Key, Tensor], name: str) -> Tensor:
+        rows = results["output", "rows"].double()
+        mean = results["output", name] / rows
+        return (results["output", f"{name}_square"] / rows - mean.square()).clamp(min=0)
+
+    def _figures(self, results: Mapping[Key, Tensor]) -> dict[str, float]:
+        values: dict[str, float] = {}
+        if int(results.get(("loss", "count"), torch.tensor(0))):
+            values["loss"] = float(results["loss", "sum"]) / int(results["loss", "count"])
+        if ("loss", "nonfinite") in results:
+            values["nonfinite_losses"] = float(results["loss", "nonfinite"])
+        for (site, name), value in results.items():
+            if site == "terms":
+                values[f"term/{name}"] = float(value) / max(1, int(results["loss", "count"]))
+        rows = int(results.get(("output", "rows"), torch.tensor(0)))
+        if rows < 2:
+            return values
+        variance, x_mean = self._variance(results, "x"), results["output", "x"] / rows
+        x_hat_mean = results["output", "x_hat"] / rows
+        total = float(variance.sum())
+        numbers = rows * len(x_mean)
+        values |= {
+            "samples": float(rows),
+            "x_mean": float(x_mean.mean()),
+            "x_std": math.sqrt(
+                max(0.0, float(results["output", "x_square"].sum()) / numbers - float(x_mean.mean()) ** 2)
+            ),
+            "x_hat_mean": float(x_hat_mean.mean()),
+            "contrast": float(x_hat_mean.std(correction=0) / x_mean.std(correction=0).clamp(min=1e-12)),
+            "outside": float(results.get(("output", "outside"), torch.tensor(0))) / numbers,
+            "nonfinite_data": float(results["output", "nonfinite_data"]) / numbers,
+        }
+        if total > 0:
+            values["fvu"] = float(results["output", "error"]) / (rows * total)
+            values["spread"] = float(self._variance(results, "x_hat").sum()) / total
+        return values
+
+    def scalars(self) -> dict[str, float]:
+        """``fvu`` and ``spread``."""
+        figures = self._figures(self._now)
+        return {name: figures[name] for name in ("fvu", "spread") if name in figures}

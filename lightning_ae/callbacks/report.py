@@ -1,0 +1,331 @@
+"""What the monitors found, as data, as a table and as a page with pictures."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+
+from lightning_ae.callbacks.dead_relu import DeadReLUMonitor
+from lightning_ae.callbacks.findings import Evidence, Finding, find
+from lightning_ae.callbacks.gradient_saturation import GradientSaturationMonitor
+from lightning_ae.callbacks.latent_sparsity import Latent, LatentSparsityMonitor
+from lightning_ae.callbacks.output_monitor import Moment, OutputMonitor
+from lightning_ae.callbacks.probe import Monitor
+from lightning_ae.models import Autoencoder
+
+
+@dataclass
+class Report:
+    """Findings, and the figures behind them; it prints as a table.
+
+    Attributes:
+        findings: what is wrong, the worst first.
+        sites: a row of figures for each activation, by name.
+        layers: gradient norm and update-to-weight ratio for each layer, by name.
+        latent: the summary of :class:`LatentSparsityMonitor`.
+        output: loss, fraction of variance unexplained and the like.
+        history: loss and fraction of variance unexplained over the fit.
+        frequencies: firing frequency of each unit, by site.
+        over_time: transmission of each site, by step.
+    """
+
+    findings: list[Finding]
+    sites: dict[str, dict[str, Any]] = field(default_factory=dict)
+    layers: dict[str, dict[str, float]] = field(default_factory=dict)
+    latent: dict[str, float] = field(default_factory=dict)
+    output: dict[str, float] = field(default_factory=dict)
+    history: list[Moment] = field(default_factory=list)
+    frequencies: dict[str, list[float]] = field(default_factory=dict)
+    over_time: dict[int, dict[str, float]] = field(default_factory=dict)
+
+    def tables(self) -> list[tuple[str, list[str], list[list[str]]]]:
+        """Title, header and rows of each table."""
+        found = [[f.severity, f.site, f"{f.evidence} {f.advice}", f"{f.n:,}"] for f in self.findings]
+        tables = [("Findings", ["severity", "site", "evidence and advice", "n"], found)] if found else []
+        for title, rows in (("Activations", self.sites), ("Layers", self.layers)):
+            if rows:
+                header = list(dict.fromkeys(name for row in rows.values() for name in row))
+                cells = [[name, *(_number(row.get(column, "")) for column in header)] for name, row in rows.items()]
+                tables.append((title, ["site" if title == "Activations" else "layer", *header], cells))
+        for title, figures in (("Latent", self.latent), ("Output", self.output)):
+            if figures:
+                tables.append((title, ["measure", "value"], [[k, _number(v)] for k, v in figures.items()]))
+        return tables
+
+    def to_markdown(self) -> str:
+        """The tables as a page."""
+        lines = ["# Diagnostics", ""]
+        if not self.findings:
+            lines += ["Nothing was found to be wrong.", ""]
+        for title, header, rows in self.tables():
+            lines += [f"## {title}", "", f"| {' | '.join(header)} |", "|" + " --- |" * len(header)]
+            lines += [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows] + [""]
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        lines = [] if self.findings else ["Nothing was found to be wrong."]
+        lines += [str(finding) for finding in self.findings]
+        for title, header, rows in self.tables():
+            if title == "Findings":
+                continue
+            widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+            lines += ["", title]
+            lines += [
+                "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+                for row in [header, *rows]
+            ]
+        return "\n".join(lines)
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def make_report(evidence: Evidence) -> Report:
+    """Read the monitors."""
+    dead, saturation = evidence.dead, evidence.saturation
+    samples, frequencies, units = dead.num_samples(), dead.firing_frequency(), dead.dead_units()
+    saturated, transmission = saturation.saturated_fraction(), saturation.transmission()
+    sites: dict[str, dict[str, Any]] = {}
+    for name, info in dead.sites.items():
+        if name in samples:
+            row: dict[str, Any] = {"activation": info.activation, "units": info.units}
+            if name in units:
+                row |= {"dead": len(units[name]), "frequency": float(frequencies[name].median())}
+            if name in saturated:
+                row["flat"] = saturated[name]
+            if name in transmission:
+                row["transmission"] = transmission[name]
+            sites[name] = row | {"n": samples[name]}
+    norms, updates = saturation.gradient_norm(), saturation.update_ratio()
+    layers = {name: {"gradient norm": norms[name], "update ratio": updates.get(name, float("nan"))} for name in norms}
+    output = dict(evidence.out)
+    if saturation.output_ratio() == saturation.output_ratio():
+        output |= {"output_ratio": saturation.output_ratio(), "starved_fraction": saturation.starved_fraction()}
+    return Report(
+        find(evidence),
+        sites,
+        layers,
+        dict(evidence.code),
+        output,
+        list(evidence.output.history),
+        {site: values.tolist() for site, values in frequencies.items()},
+    )
+
+
+class DiagnosticsReport(L.Callback):
+    """Says at the end of a fit why the model has not learnt, if it has not: findings with evidence, cause and advice.
+
+    It reads the three monitors that it finds on the Trainer and brings along those that are missing, and looks at data,
+    reconstructions and loss besides. At the end of the fit, or where it broke off, it prints a table and writes
+    ``diagnostics.md`` into the log folder, with pictures if matplotlib is installed: firing frequencies by site, a map
+    of units, transmission over time, and loss and error over time. :attr:`report` holds all of it.
+
+    Args:
+        latent: as for :class:`LatentSparsityMonitor`; None for a model of ours.
+        output: name of the module, or of the activation, that gives the reconstruction, in a model that is not ours;
+            None for the last output of a module that has the shape of the batch's first tensor.
+        every_n_steps: how often the monitors that it brings along look, in optimizer steps.
+        folder: where to write; None for the log folder.
+        quiet: do not print.
+
+    Raises:
+        ValueError: if ``every_n_steps`` is not positive.
+
+    Example:
+        >>> import tempfile
+        >>> from lightning_ae import DigitsDataModule, MLPAutoencoder, SquaredError
+        >>> model = MLPAutoencoder((1, 8, 8), 2, hidden=(16,), loss=SquaredError("sigmoid"))
+        >>> with torch.no_grad():
+        ...     _ = model.decoder.layers[-1].bias.fill_(-12.0)  # all black, and confident of it
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     diagnostics = DiagnosticsReport(every_n_steps=2, folder=folder, quiet=True)
+        ...     trainer = L.Trainer(
+        ...         max_epochs=1, accelerator="cpu", callbacks=diagnostics, logger=False, enable_checkpointing=False,
+        ...         enable_progress_bar=False, enable_model_summary=False,
+        ...     )
+        ...     trainer.fit(model, DigitsDataModule())
+        >>> diagnostics.findings[0].measure
+        'starved_fraction'
+    """
+
+    def __init__(
+        self,
+        latent: Latent | None = None,
+        output: str | None = None,
+        every_n_steps: int = 20,
+        folder: str | Path | None = None,
+        quiet: bool = False,
+    ) -> None:
+        super().__init__()
+        self.latent, self.output, self.every_n_steps = latent, output, every_n_steps
+        self.folder, self.quiet = None if folder is None else Path(folder), quiet
+        self.report: Report | None = None
+        self._own: list[Monitor] = [OutputMonitor(output, every_n_steps)]
+        self._all: dict[type, Monitor] = {}
+        self._over_time: dict[int, dict[str, float]] = {}
+        self._seen: Any = None
+        self._stashed: list[dict[str, Any]] = []
+
+    @property
+    def findings(self) -> list[Finding]:
+        """What was found, the worst first; none before the end of the fit."""
+        return [] if self.report is None else self.report.findings
+
+    # -- the monitors -----------------------------------------------------------------------------------------
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Find the monitors, or bring them along."""
+        if stage != "fit":
+            return
+        self.report, self._over_time, self._seen = None, {}, None
+        kinds: dict[type, Any] = {
+            DeadReLUMonitor: lambda: DeadReLUMonitor(self.every_n_steps),
+            GradientSaturationMonitor: lambda: GradientSaturationMonitor(self.every_n_steps, output=self.output),
+        }
+        if self.latent is not None or isinstance(pl_module, Autoencoder):
+            kinds[LatentSparsityMonitor] = lambda: LatentSparsityMonitor(self.latent, self.every_n_steps)
+        there: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        given = {kind: next((c for c in there if type(c) is kind), None) for kind in kinds}
+        self._own = [self._own[0], *(make() for kind, make in kinds.items() if given[kind] is None)]
+        everything: list[Any] = [*self._own, *given.values()]
+        self._all = {type(monitor): monitor for monitor in everything if monitor is not None}
+        for monitor in self._own:
+            monitor.setup(trainer, pl_module, stage)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Pass on."""
+        for monitor in self._own:
+            monitor.on_train_start(trainer, pl_module)
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Pass on."""
+        for monitor in self._own:
+            monitor.on_train_batch_start(trainer, pl_module, batch, batch_idx)
+
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Pass on."""
+        for monitor in self._own:
+            monitor.on_before_optimizer_step(trainer, pl_module, optimizer)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Pass on; remember what was logged."""
+        for monitor in self._own:
+            monitor.on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        self._remember(trainer)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Pass on."""
+        for monitor in self._own:
+            monitor.on_validation_start(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Pass on; remember what was logged."""
+        for monitor in self._own:
+            monitor.on_train_epoch_end(trainer, pl_module)
+        self._remember(trainer)
+
+    def _remember(self, trainer: L.Trainer) -> None:
+        saturation = self._all[GradientSaturationMonitor]
+        assert isinstance(saturation, GradientSaturationMonitor)
+        now = getattr(saturation, "_now", None)
+        if now is not None and now is not self._seen:
+            self._seen = now
+            self._over_time[trainer.global_step] = saturation.transmission_of(now)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Pass on."""
+        for monitor in self._own:
+            monitor.teardown(trainer, pl_module, stage)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sums of its own monitors."""
+        return {
+            "monitors": {type(monitor).__name__: monitor.state_dict() for monitor in self._own},
+            "over_time": dict(self._over_time),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up saved sums."""
+        for monitor in self._own:
+            if type(monitor).__name__ in state_dict["monitors"]:
+                monitor.load_state_dict(state_dict["monitors"][type(monitor).__name__])
+        self._over_time = dict(state_dict["over_time"])
+
+    # -- the report -------------------------------------------------------------------------------------------
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Read the monitors for the last time, and report."""
+        for monitor in self._own:
+            monitor.on_train_end(trainer, pl_module)
+        self._make(trainer, pl_module)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Report what was seen until then."""
+        for monitor in self._own:
+            monitor.on_exception(trainer, pl_module, exception)
+        if trainer.world_size == 1 and self._all:
+            with contextlib.suppress(Exception):  # the exception that came first is the one to see
+                self._make(trainer, pl_module)
+
+    def _make(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        found: Mapping[type, Any] = self._all
+        evidence = Evidence(
+            pl_module,
+            found[DeadReLUMonitor],
+            found[GradientSaturationMonitor],
+            found.get(LatentSparsityMonitor),
+            found[OutputMonitor],
+        )
+        self.report = make_report(evidence)
+        self.report.over_time = dict(self._over_time)
+        folder = self.folder or Path(trainer.log_dir or trainer.default_root_dir)
+        self._show(self.report, folder)
+
+    @rank_zero_only
+    def _show(self, report: Report, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        text = report.to_markdown()
+        if importlib.util.find_spec("matplotlib") is not None:
+            from lightning_ae.callbacks.pictures import draw
+
+            text += "\n".join(f"![{path.stem}]({path.name})" for path in draw(report, folder)) + "\n"
+        (folder / "diagnostics.md").write_text(text, encoding="utf-8")
+        if not self.quiet:
+            print_report(report)
+            print(f"Written to {folder / 'diagnostics.md'}.")
+
+
+def print_report(report: Report) -> None:
+    """Print with rich if it is installed, else as plain text."""
+    if importlib.util.find_spec("rich") is None:
+        print(report)
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    if not report.findings:
+        console.print("Diagnostics: nothing was found to be wrong.")
+    colours = {"error": "bold red", "warning": "yellow", "info": "cyan"}
+    for title, header, rows in report.tables():
+        table = Table(title=title, title_justify="left")
+        for column in header:
+            table.add_column(column, overflow="fold")
+        for row in rows:
+            table.add_row(*row, style=colours.get(row[0]) if title == "Findings" else None)
+        console.print(table)
