@@ -179,7 +179,11 @@ class GradientSaturationMonitor(Monitor):
 
     def on_module(self, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         """Find the output, and hear its gradient."""
-        if name != (self.output or "decoder") or not isinstance(output, Tensor):
+        wanted = self.output or "decoder"
+        if not isinstance(output, Tensor) or (
+            # one that is also a part of another has several names
+            name != wanted and (self._probe is None or wanted not in self._probe.watch.names_of(module))
+        ):
             return
         if self._is_activation:  # whose input is what counts
             if not output.requires_grad and self._outputs:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_ae.callbacks.probe import Monitor
 from lightning_ae.callbacks.probe.counters import Key
 from lightning_ae.callbacks.probe.monitor import MaskFunction
+from lightning_ae.callbacks.probe.watch import clean_name
+from lightning_ae.codes import Code
 from lightning_ae.metrics.latents import active_units, codebook_usage, effective_rank, kl_per_dimension, perplexity
-from lightning_ae.metrics.sparsity import gini, hoyer, lifetime_sparsity, population_sparsity
+from lightning_ae.metrics.sparsity import gini, hoyer, lifetime_sparsity, population_sparsity, widen
 from lightning_ae.models import Autoencoder
 
 #: Elements of a batch from which the measures that sort or compare a whole code are taken.
@@ -21,8 +26,8 @@ SHAPE_ELEMENTS = 2**16
 #: Widest code whose covariance is kept.
 WIDEST_COVARIANCE = 256
 
-_PARTS = ("z", "mean", "log_variance", "kl", "indices")
-Latent = str | Mapping[str, str] | Callable[[Any, Any], Any]
+_PARTS = ("z", "mean", "log_variance", "kl", "indices", "num_codes")
+Latent = str | Mapping[str, str | int] | Callable[[Any, Any], Any]
 
 
 class LatentSparsityMonitor(Monitor):
@@ -37,27 +42,33 @@ class LatentSparsityMonitor(Monitor):
     * ``dead_fraction`` and ``always_on_fraction``: latents with :math:`|z_i| > \varepsilon` in no row, and in all;
     * ``effective_rank`` of the covariance (codes up to 256 wide) and ``active_units``, latents whose (posterior) mean
       has a variance over the data above 0.01: what means something for dense codes;
-    * ``unread_fraction``: latents that vary, and from which the loss takes less than a millionth of the largest
-      gradient; None reads them;
+    * ``unread_fraction``: latents that vary, and to which the loss gives less than a millionth of the largest gradient
+      (each times the latent's spread): the decoder does not read them, and no penalty sees them;
     * ``kl``: nats in all, for Gaussian codes; :meth:`kl_per_dimension` has them apart;
-    * ``codebook_usage`` and ``perplexity``, for quantised codes.
+    * ``codebook_usage`` and ``perplexity``, for quantised codes; negative indices are padding;
+    * ``nonfinite_rows``, if there are any: they are left out of all the others.
+
+    A latent that varies by less than a millionth of its size is constant.
 
     Logged as ``latent/<name>``, and as a histogram log10 of the firing frequencies.
 
     Args:
-        latent: None for the latent of a model of ours. Of others the name of the module whose output it is; or such
-            names for any of ``"z"``, ``"mean"``, ``"log_variance"``, ``"kl"`` and ``"indices"``; or a function of
-            (what ``training_step`` returned, batch) that returns a tensor or a dict of these, with ``"num_codes"``
-            where there are indices.
+        latent: None for the latent of a model of ours. Of others the name of the module whose output it is,
+            ``"encoder[1]"`` for the second item if that is a tuple; or a dict of such names for any of ``"z"``,
+            ``"mean"``, ``"log_variance"``, ``"kl"`` (all with latents on the same axis) and ``"indices"``, with the
+            number ``"num_codes"`` beside the last; or a function of (what ``training_step`` returned, batch) that
+            returns a tensor or such a dict of tensors.
         every_n_steps: look at every so many optimizer steps.
         horizon: figures rest on the last samples looked at, between this many and twice as many.
         eps: :math:`\varepsilon \ge 0`.
         unit_dim: the axis of the latents; the last one unless given, for maps ``(B, C, H, W)`` the channels.
-        mask_fn: from the batch to 1 where a row counts and 0 where it is padding.
+        mask_fn: from the batch to 1 where a row counts and 0 where it is padding: ``(B,)``, or with as many of the
+            positions as it tells apart, ``(B, T)``.
 
     Raises:
         ValueError: if a number is not positive, or a name is none of those above; in training, if the latent is not
-            found.
+            found or has another shape.
+        TypeError: if ``latent`` is none of those above.
 
     Source: Hurley & Rickard 2009, https://arxiv.org/abs/0811.4706; Hoyer 2004; Treves & Rolls 1991; Willmore & Tolhurst
     2001 (lifetime); Burda et al. 2016, https://arxiv.org/abs/1509.00519 (active units); Roy & Vetterli 2007 (rank).
@@ -90,137 +101,198 @@ class LatentSparsityMonitor(Monitor):
         super().__init__(every_n_steps, horizon, None, None, mask_fn)
         if not eps >= 0:
             raise ValueError(f"eps: expected a number of at least 0, got {eps}.")
-        if isinstance(latent, Mapping) and (not latent or not set(latent) <= set(_PARTS)):
-            raise ValueError(f"latent: expected names for some of {list(_PARTS)}, got {sorted(latent)}.")
-        if latent is not None and not isinstance(latent, (str, Mapping)) and not callable(latent):
-            raise TypeError(f"latent: expected a name, a dict of names or a function, got {type(latent).__name__}.")
+        self._names = _names(latent)
+        if unit_dim is not None and not isinstance(unit_dim, int):
+            raise TypeError(f"unit_dim: expected a whole number, got {type(unit_dim).__name__}.")
         self.latent = latent
         self.eps = eps
         self.latent_dim_axis = unit_dim
-        self._modules = {latent: "z"} if isinstance(latent, str) else {}
-        if isinstance(latent, Mapping):
-            self._modules = {name: part for part, name in latent.items()}
-        self._found: dict[str, Tensor] = {}
-        self._h: Tensor | None = None
-        self._read: Tensor | None = None
+        self._seen: set[str] = set()
+        self._num_codes: int | None = None
+        self._forget()
+
+    def _forget(self) -> None:
+        """What is kept from one hook of a batch to the next."""
+        self._found: dict[str, Any] = {}
+        self._listened = False
+        self._read: list[Tensor] = []
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Join the probe of this Trainer."""
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit":
+            self._seen, self._num_codes = set(), None
+            self._forget()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take up the sums of an interrupted run; look whether the model has what was named."""
+        super().on_train_start(trainer, pl_module)
+        there = {clean_name(name) for name, _ in pl_module.named_modules()}
+        for name, _ in self._names.values():
+            if name not in there:
+                close = difflib.get_close_matches(name, there, 3)
+                raise ValueError(f"latent: {type(pl_module).__name__} has no module {name!r}; close to it: {close}.")
+        if self.latent is None and not isinstance(pl_module, Autoencoder):
+            raise ValueError(
+                f"latent: {type(pl_module).__name__} is no lightning_ae.Autoencoder; name the module whose output is "
+                "the latent, or give a function of (outputs, batch)."
+            )
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Leave nothing behind."""
+        super().on_exception(trainer, pl_module, exception)
+        self._forget()
 
     # -- finding it -------------------------------------------------------------------------------------------
 
     def on_module(self, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        """Take up outputs by name, and hear what the decoder asks of the latent."""
-        part = self._modules.get(name)
-        if part is not None:
-            value = output[0] if isinstance(output, (tuple, list)) else output
+        """Take up outputs by name, and hear what the loss asks of the latent."""
+        # one that is also a part of another has several names
+        names = {name, *(self._probe.watch.names_of(module) if self._probe is not None else ())}
+        for part, (wanted, item) in self._names.items():
+            if wanted not in names:
+                continue
+            value = output
+            if isinstance(output, (tuple, list)):
+                value = output[item] if item < len(output) else None
             if isinstance(value, Tensor):
                 self._found[part] = value.detach()
-                if part in ("z", "mean"):
+                if part == "z" or (part == "mean" and "z" not in self._names):
                     self._listen(value)
-        elif self.latent is None and name == "encoder" and isinstance(output, Tensor):
-            self._h = output.detach()
-        elif self.latent is None and name == "decoder" and inputs and isinstance(inputs[0], Tensor):
+        if self.latent is not None or not inputs or not isinstance(inputs[0], Tensor):
+            return
+        if name == "code" and isinstance(module, Code):
+            # here and not later: before the step, with the precision of the forward pass
+            self._found.update(module.statistics(inputs[0]))
+        elif name == "decoder":
+            self._found["z"] = inputs[0].detach()
             self._listen(inputs[0])
 
     def _listen(self, z: Tensor) -> None:
         if z.requires_grad:
+            self._listened = True
             z.register_hook(_Keep(self))  # type: ignore[no-untyped-call]
 
-    def _parts_of(self, module: nn.Module, outputs: Any, batch: Any) -> dict[str, Any]:
-        found, h = self._found, self._h
-        self._found, self._h = {}, None
+    def _parts_of(self, found: dict[str, Any], outputs: Any, batch: Any) -> dict[str, Any]:
         if callable(self.latent):
             given = self.latent(outputs, batch)
-            return {"z": given} if not isinstance(given, Mapping) else dict(given)
-        if self.latent is not None:
-            missing = set(self._modules.values()) - set(found)
-            if missing:
-                names = [name for name, part in self._modules.items() if part in missing]
-                raise ValueError(f"latent: no module {names} has returned a tensor in training_step.")
-            return found
-        if not isinstance(module, Autoencoder):
-            raise ValueError(
-                f"latent: {type(module).__name__} is no lightning_ae.Autoencoder; name the module whose output is the "
-                "latent, or give a function of (outputs, batch)."
-            )
-        statistics = module.code.statistics(h) if h is not None else {}
-        z = outputs["output"].z if isinstance(outputs, Mapping) and "output" in outputs else None
-        return {**({"z": z} if z is not None else {}), **statistics}
+            found = dict(given) if isinstance(given, Mapping) else {"z": given}
+            if not set(found) <= set(_PARTS):
+                raise ValueError(f"latent: expected a dict with some of {list(_PARTS)}, got {sorted(found)}.")
+        elif self.latent is None:
+            # the decoder's input, unless it is something else than the latent that the model has returned
+            z = outputs["output"].z if isinstance(outputs, Mapping) and "output" in outputs else None
+            found = found if z is None else {**found, "z": z}
+        elif isinstance(self.latent, Mapping) and "num_codes" in self.latent and found:
+            found = {**found, "num_codes": self.latent["num_codes"]}
+        found = {part: value for part, value in found.items() if value is not None}
+        missing = set(self._names) - set(found) - self._seen
+        if missing or (not found and not self._seen):
+            where = [self._names[part][0] for part in missing] or ["decoder" if self.latent is None else "the function"]
+            raise ValueError(f"latent: {', '.join(sorted(where))} has given no tensor in training_step.")
+        self._seen |= set(found)
+        return found
 
     # -- counting ---------------------------------------------------------------------------------------------
 
     def on_batch(self, trainer: L.Trainer | None, module: nn.Module, outputs: Any, batch: Any) -> None:
         """Add the codes of a batch."""
-        read, self._read = self._read, None
-        parts = self._parts_of(module, outputs, batch)
-        if parts.get("mean") is not None and parts.get("log_variance") is not None and "kl" not in parts:
-            # the mean over the batch, times its size: a sum as all others are
-            mean, log_variance = (self._rows(parts[name].detach()) for name in ("mean", "log_variance"))
-            self._add_kl(kl_per_dimension(mean, log_variance) * len(mean), len(mean))
-        elif "kl" in parts:
-            kl = self._rows(parts["kl"].detach())
-            self._add_kl(kl.sum(0), len(kl))
+        found, read, listened = self._found, self._read, self._listened
+        self._forget()
+        parts = self._parts_of(found, outputs, batch)
+        mask = None if self.mask_fn is None else self.mask_fn(batch)
+        mean, log_variance, kl = (
+            self._rows(part, parts[part], mask) if parts.get(part) is not None else None
+            for part in ("mean", "log_variance", "kl")
+        )
+        if kl is not None:
+            self._add_kl(kl.values.sum(0), kl.number)
+        elif mean is not None and log_variance is not None:
+            both = (mean.counts & log_variance.counts)[:, None]
+            given = (torch.where(both, _wide(rows.values), 0.0) for rows in (mean, log_variance))
+            # at zeros the divergence is zero too
+            self._add_kl(kl_per_dimension(*given) * len(both), both.sum())
         if parts.get("indices") is not None:
             self._add_codes(parts["indices"], parts.get("num_codes"))
-        z = parts.get("z")
-        if z is None:
-            z = parts.get("mean")
-        if z is None:
+        name = "z" if parts.get("z") is not None else "mean"
+        if parts.get(name) is None:
             return
+        rows = self._rows(name, parts[name], mask)
+        self._add_rows(rows)
+        if mean is not None:
+            self.counters.add("mean", "rows", mean.number, device=mean.values.device)
+            wide = _wide(mean.values)
+            self.counters.add("mean", "sum", wide.sum(0), torch.float64)
+            self.counters.add("mean", "square", wide.square().sum(0), torch.float64)
+        for grad in read:
+            if grad.shape == rows.shape:
+                self._add_read(self._rows("gradient", grad, mask).raw.square().sum(0))
+        # a decoder that is blind to its input gives no gradient at all
+        automatic = isinstance(module, L.LightningModule) and module.automatic_optimization and outputs is not None
+        if listened and not read and automatic:
+            self._add_read(torch.zeros(rows.values.shape[1], device=rows.values.device))
+
+    def _rows(self, what: str, z: Any, mask: Tensor | None) -> _Rows:
         if not isinstance(z, Tensor) and hasattr(z, "to_dense"):
             z = z.to_dense()
         if not isinstance(z, Tensor) or z.ndim < 2 or not z.is_floating_point():
-            raise ValueError(f"latent: expected floating-point codes (B, ...), got {_what(z)}.")
-        mask = None if self.mask_fn is None else self.mask_fn(batch)
-        self._add_codes_dense(self._rows(z.detach()), mask)
-        if parts.get("mean") is not None:
-            self._add_moments("mean", self._rows(parts["mean"].detach()))
-        if read is not None and read.shape == z.shape:
-            asked = self._rows(read).square().sum(0)
-            # a step that AMP skips must not spoil the sum
-            asked = torch.where(asked.isfinite().all(), asked, torch.zeros_like(asked))
-            self.counters.add("latent", "read", asked, torch.float64)
-
-    def _rows(self, z: Tensor) -> Tensor:
+            raise ValueError(f"latent: {what}: expected floating-point codes (B, ...), got {_what(z)}.")
         axis = self.latent_dim_axis if self.latent_dim_axis is not None else (1 if z.ndim >= 4 else -1)
-        rows = z.movedim(axis, -1).flatten(0, -2)
-        return rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows
+        if not -z.ndim <= axis < z.ndim:
+            raise ValueError(f"unit_dim: the latent is {tuple(z.shape)}, got {axis}.")
+        moved = z.detach().movedim(axis, -1)
+        values = widen(moved.flatten(0, -2))
+        counts = values.isfinite().all(1)
+        nonfinite = ~counts
+        if mask is not None:
+            chosen = _spread(mask, moved.shape[:-1]).to(values.device)
+            counts, nonfinite = counts & chosen, nonfinite & chosen
+        kept = torch.where(counts[:, None], values, torch.zeros_like(values))
+        return _Rows(z.shape, values, kept, counts, counts.sum(), nonfinite.sum())
 
-    def _add_codes_dense(self, z: Tensor, mask: Tensor | None) -> None:
-        count: int | Tensor = len(z)
-        if mask is not None and mask.numel() == len(z):
-            weight = mask.to(z.device, z.dtype).reshape(-1, 1)
-            z, count = z * weight, weight.sum(dtype=torch.float64).long()
-        add = self.counters.add
-        add("latent", "rows", count, device=z.device)
-        on = z.abs() > self.eps
-        add("latent", "fired", on.sum(0))
+    def _add_rows(self, rows: _Rows) -> None:
+        add, z = self.counters.add, rows.values
+        add("latent", "rows", rows.number)
+        add("latent", "nonfinite", rows.nonfinite)
         magnitude = z.abs()
-        add("latent", "abs", magnitude.sum(0), torch.float64)
-        self._add_moments("z", z)
-        head = z[: max(1, SHAPE_ELEMENTS // z.shape[1])]
+        add("latent", "fired", (magnitude > self.eps).sum(0))
+        wide = _wide(z)
+        add("z", "abs", wide.abs().sum(0), torch.float64)
+        add("z", "sum", wide.sum(0), torch.float64)
+        if z.shape[1] <= WIDEST_COVARIANCE:
+            add("z", "cross", wide.t() @ wide, torch.float64)  # float64: the covariance is a difference
+        else:
+            add("z", "square", wide.square().sum(0), torch.float64)
         if z.shape[1] > 1:
+            head = magnitude[: max(1, SHAPE_ELEMENTS // z.shape[1])]
             for name, measure in (("hoyer", hoyer), ("gini", gini), ("population_sparsity", population_sparsity)):
-                add("latent", name, measure(head).nan_to_num(0.0, 0.0, 0.0).sum(), torch.float64)
+                add("latent", name, _wide(measure(head).nan_to_num(0.0, 0.0, 0.0)).sum(), torch.float64)
             add("latent", "shaped", head.ne(0).any(1).sum())
 
-    def _add_moments(self, name: str, z: Tensor) -> None:
-        # float64: the covariance is a difference
-        wide = z if z.device.type == "mps" else z.double()
-        self.counters.add(name, "sum", wide.sum(0), torch.float64)
-        if z.shape[1] <= WIDEST_COVARIANCE:
-            self.counters.add(name, "cross", wide.t() @ wide, torch.float64)
-        else:
-            self.counters.add(name, "square", wide.square().sum(0), torch.float64)
+    def _add_read(self, asked: Tensor) -> None:
+        # a step that AMP skips must not spoil the sum
+        finite = asked.isfinite().all()
+        self.counters.add("latent", "read", torch.where(finite, asked, torch.zeros_like(asked)), torch.float64)
+        self.counters.add("latent", "read_steps", finite)
 
-    def _add_kl(self, total: Tensor, rows: int) -> None:
+    def _add_kl(self, total: Tensor, count: Tensor) -> None:
         self.counters.add("latent", "kl", total, torch.float64)
-        self.counters.add("latent", "kl_rows", rows, device=total.device)
+        self.counters.add("latent", "kl_rows", count)
 
-    def _add_codes(self, indices: Tensor, num_codes: Tensor | int | None) -> None:
+    def _add_codes(self, indices: Any, num_codes: Tensor | int | None) -> None:
+        if not isinstance(indices, Tensor) or indices.is_floating_point() or indices.is_complex():
+            raise ValueError(f"latent: indices: expected whole numbers (B, ...), got {_what(indices)}.")
         if num_codes is None:
             raise ValueError("latent: indices need num_codes beside them, the size of the codebook.")
+        if not isinstance(num_codes, Tensor) or num_codes.device.type == "cpu":
+            self._num_codes = int(num_codes)
+        elif self._num_codes is None:
+            self._num_codes = int(num_codes)  # waits for the device, once
         flat = indices.detach().reshape(-1).long()
-        counts = self.counters.get("latent", "codes", (int(num_codes),), torch.int64, flat.device)
-        counts.scatter_add_(0, flat, torch.ones_like(flat))
+        counts = self.counters.get("latent", "codes", (self._num_codes,), torch.int64, flat.device)
+        inside = flat.ge(0) & flat.lt(self._num_codes)
+        counts.scatter_add_(0, flat.clamp(0, self._num_codes - 1), inside.long())
+        self.counters.add("latent", "codes_outside", flat.ge(self._num_codes).sum())
 
     # -- what people ask --------------------------------------------------------------------------------------
 
@@ -230,19 +302,19 @@ class LatentSparsityMonitor(Monitor):
 
     def firing_frequency(self) -> Tensor:
         """Share of the rows in which each latent is on, ``(D,)``, float64."""
-        results = self.results()
+        results = self._with_rows()
         return results["latent", "fired"].double() / results["latent", "rows"].double()
 
     def kl_per_dimension(self) -> Tensor:
         """Mean KL divergence of each dimension of a Gaussian code, ``(D,)``, nats, float64."""
         results = self.results()
         if ("latent", "kl") not in results:
-            raise ValueError("kl_per_dimension: the code has no mean and log-variance.")
+            raise ValueError("kl_per_dimension: no code with mean and log-variance, or kl, was seen.")
         return results["latent", "kl"] / results["latent", "kl_rows"].double()
 
     def unread_latents(self) -> Tensor:
         """Indices of the latents that vary and that nobody reads."""
-        return self._unread(self.results()).nonzero().flatten()
+        return self._unread(self._with_rows()).nonzero().flatten()
 
     def num_samples(self) -> int:
         """Rows on which the figures rest."""
@@ -250,42 +322,60 @@ class LatentSparsityMonitor(Monitor):
 
     def variance(self) -> Tensor:
         """Variance of each latent over the data, ``(D,)``, float64."""
-        return self._covariance(self.results(), "z")[1]
+        return self._covariance(self._with_rows())[1]
 
     # -- reading ----------------------------------------------------------------------------------------------
 
-    def _covariance(self, results: Mapping[Key, Tensor], name: str) -> tuple[Tensor | None, Tensor]:
+    def _with_rows(self) -> dict[Key, Tensor]:
+        results = self.results()
+        if int(results.get(("latent", "rows"), torch.tensor(0))) == 0:
+            raise ValueError("No codes were seen yet: fit first, with every_n_steps so small that a step is looked at.")
+        return results
+
+    def _covariance(self, results: Mapping[Key, Tensor]) -> tuple[Tensor | None, Tensor]:
+        """Of the latents, None for wide ones; and the variances."""
         rows = results["latent", "rows"].double()
-        mean = results[name, "sum"] / rows
-        if (name, "cross") in results:
-            covariance = results[name, "cross"] / rows - mean[:, None] * mean
-            return covariance, covariance.diagonal().clamp(min=0)
-        return None, (results[name, "square"] / rows - mean.square()).clamp(min=0)
+        mean = results["z", "sum"] / rows
+        square = self._square(results) / rows
+        variance = _variance(square, mean)
+        if ("z", "cross") not in results:
+            return None, variance
+        covariance = results["z", "cross"] / rows - mean[:, None] * mean
+        varies = variance > 0
+        covariance = torch.where(varies[:, None] & varies, covariance, torch.zeros_like(covariance))
+        return covariance, variance
+
+    def _square(self, results: Mapping[Key, Tensor]) -> Tensor:
+        return results["z", "cross"].diagonal() if ("z", "cross") in results else results["z", "square"]
 
     def _unread(self, results: Mapping[Key, Tensor]) -> Tensor:
-        _, variance = self._covariance(results, "z")
-        read = results.get(("latent", "read"))
-        if read is None or not read.max() > 0:
+        _, variance = self._covariance(results)
+        if int(results.get(("latent", "read_steps"), torch.tensor(0))) == 0:
             return torch.zeros_like(variance, dtype=torch.bool)
         # gradients by a latent's own spread: a rescaled latent is read as much
-        weighted = read * variance
-        varies = variance > 1e-12 * variance.max()
-        return varies & (weighted <= 1e-12 * weighted.max())
+        weighted = results["latent", "read"] * variance
+        return (variance > 0) & (weighted <= 1e-12 * weighted.max())
 
     def _summary(self, results: Mapping[Key, Tensor]) -> dict[str, float]:
         values: dict[str, float] = {}
         if ("latent", "codes") in results:
-            values["codebook_usage"] = float(codebook_usage(results["latent", "codes"]))
-            values["perplexity"] = float(perplexity(results["latent", "codes"]))
-        if ("latent", "kl") in results:
+            counts = results["latent", "codes"].double()
+            values["codebook_usage"] = float(codebook_usage(counts))
+            values["perplexity"] = float(perplexity(counts))
+            outside = int(results["latent", "codes_outside"])
+            if outside:
+                rank_zero_warn(f"latent: {outside} indices are not below num_codes = {len(counts)}, and were left out.")
+        if ("latent", "kl") in results and int(results["latent", "kl_rows"]) > 0:
             values["kl"] = float((results["latent", "kl"] / results["latent", "kl_rows"].double()).sum())
+        if int(results.get(("latent", "nonfinite"), torch.tensor(0))):
+            values["nonfinite_rows"] = float(results["latent", "nonfinite"])
         rows = int(results.get(("latent", "rows"), torch.tensor(0)))
         if rows == 0:
             return values
         fired = results["latent", "fired"]
         values |= {
             "l0": float(fired.sum()) / rows,
-            "l1": float(results["latent", "abs"].sum()) / rows,
+            "l1": float(results["z", "abs"].sum()) / rows,
             "dead_fraction": float((fired == 0).double().mean()),
             "always_on_fraction": float((fired == rows).double().mean()),
             "samples": float(rows),
@@ -294,16 +384,17 @@ class LatentSparsityMonitor(Monitor):
         for name in ("hoyer", "gini", "population_sparsity"):
             if shaped:
                 values[name] = float(results["latent", name]) / shaped
-        covariance, variance = self._covariance(results, "z")
-        if rows > 1:
-            square = variance + (results["z", "sum"] / rows).square()
-            lifetimes = lifetime_sparsity(results["latent", "abs"] / rows, square, rows)
+        if rows > 1 and int(fired.sum()) > 0:
+            lifetimes = lifetime_sparsity(results["z", "abs"] / rows, self._square(results) / rows, rows)
             values["lifetime_sparsity"] = float(lifetimes.nanmean())
-        name = "mean" if ("mean", "sum") in results else "z"
-        values["active_units"] = float(active_units(self._covariance(results, name)[1]))
+        covariance, variance = self._covariance(results)
+        if ("mean", "rows") in results:
+            count = results["mean", "rows"].double()
+            variance = _variance(results["mean", "square"] / count, results["mean", "sum"] / count)
+        values["active_units"] = float(active_units(variance))
         if covariance is not None:
             values["effective_rank"] = float(effective_rank(covariance))
-        if ("latent", "read") in results:
+        if int(results.get(("latent", "read_steps"), torch.tensor(0))):
             values["unread_fraction"] = float(self._unread(results).double().mean())
         return values
 
@@ -313,10 +404,30 @@ class LatentSparsityMonitor(Monitor):
 
     def histograms(self) -> dict[str, Tensor]:
         """Log10 of the firing frequencies; a latent that was never on is at that of half a row."""
-        if ("latent", "fired") not in self._now:
+        if int(self._now.get(("latent", "rows"), torch.tensor(0))) == 0:
             return {}
         rows = self._now["latent", "rows"].double()
         return {"log10_frequency": (self._now["latent", "fired"].double().clamp(min=0.5) / rows).log10()}
+
+
+class _Rows(NamedTuple):
+    """Codes as rows.
+
+    Attributes:
+        shape: that they came in.
+        raw: all rows, ``(n, D)``.
+        values: 0 in the rows that do not count: padding, and those that are not finite.
+        counts: which rows do, ``(n,)``.
+        number: how many these are, on the device.
+        nonfinite: how many would, but are not finite.
+    """
+
+    shape: torch.Size
+    raw: Tensor
+    values: Tensor
+    counts: Tensor
+    number: Tensor
+    nonfinite: Tensor
 
 
 class _Keep:
@@ -327,7 +438,53 @@ class _Keep:
 
     def __call__(self, grad: Tensor) -> None:
         if not torch.is_grad_enabled():
-            self._monitor._read = grad
+            self._monitor._read.append(grad)
+
+
+def _names(latent: Latent | None) -> dict[str, tuple[str, int]]:
+    """Modules by the part that they give, and which item of their output it is."""
+    if latent is None or (callable(latent) and not isinstance(latent, (nn.Module, type))):
+        return {}
+    if not isinstance(latent, (str, Mapping)):
+        raise TypeError(
+            f"latent: expected a module's name, a dict of names or a function, got {_what(latent)}"
+            f"{'; give its name' if isinstance(latent, nn.Module) else ''}."
+        )
+    given = {"z": latent} if isinstance(latent, str) else dict(latent)
+    codes = given.pop("num_codes", None)
+    if not given or not set(given) <= set(_PARTS):
+        raise ValueError(f"latent: expected names for some of {list(_PARTS)}, got {sorted(latent)}.")
+    if ("indices" in given) != isinstance(codes, int):
+        raise ValueError(f"latent: indices and the number num_codes belong together, got {latent}.")
+    found = {}
+    for part, name in given.items():
+        fits = re.fullmatch(r"([^\[\]]+)(?:\[(\d+)\])?", name) if isinstance(name, str) else None
+        if fits is None:
+            raise ValueError(f"latent: expected a module's name such as 'encoder.2' or 'encoder[1]', got {name!r}.")
+        found[part] = (clean_name(fits[1]), int(fits[2] or 0))
+    return found
+
+
+def _spread(mask: Tensor, shape: torch.Size) -> Tensor:
+    """Which rows count, for a mask over the first axes of their positions; or an example counts if any of it does."""
+    chosen = mask > 0
+    if chosen.shape == shape[: chosen.ndim]:
+        return chosen.reshape(*chosen.shape, *(1 for _ in shape[chosen.ndim :])).expand(shape).flatten()
+    if chosen.numel() == shape.numel():
+        return chosen.flatten()
+    if chosen.ndim > 1 and len(chosen) == shape[0] and len(shape) == 1:
+        return chosen.flatten(1).any(1)
+    raise ValueError(f"mask_fn: the latent has rows {tuple(shape)}, got a mask of shape {tuple(mask.shape)}.")
+
+
+def _wide(z: Tensor) -> Tensor:
+    return z if z.device.type == "mps" else z.double()
+
+
+def _variance(square: Tensor, mean: Tensor) -> Tensor:
+    """Mean of the squares less the square of the mean; 0 where that is rounding, of numbers in single precision."""
+    variance = square - mean.square()
+    return torch.where(variance > 1e-12 * square, variance, torch.zeros_like(variance))
 
 
 def _what(z: Any) -> str:

@@ -406,6 +406,20 @@ def test_a_model_that_is_not_ours_names_its_output(inside, output, reduction, ac
     assert monitor.saturated_fraction() == {}  # all of the decoder was left out
 
 
+def test_an_output_that_is_called_as_a_part_of_another_module_is_found_by_either_name(make_trainer):
+    class Chain(Foreign):
+        def __init__(self):
+            super().__init__("elements", "none")
+            self.chain = nn.Sequential(self.encoder, self.decoder)
+
+        def training_step(self, batch, batch_idx):
+            return functional.mse_loss(self.chain(batch), batch)
+
+    for output in ("decoder", "chain.1"):
+        monitor = watch(make_trainer, Chain(), torch.rand(8, 6), options={"output": output})
+        assert monitor.output_ratio() == pytest.approx(2, rel=1e-5)
+
+
 def test_without_a_name_the_output_of_a_foreign_model_is_not_guessed(make_trainer):
     monitor = watch(make_trainer, Foreign("elements", "module"), [torch.rand(4, 6)][0][:, None])
     assert math.isnan(monitor.output_ratio())
