@@ -37,6 +37,7 @@ class Probe:
         self._open: _Open | None = None
         self._stance: Any = None
         self._listening: list[Monitor] = []
+        self._looking = False
         self._fresh = False
         self._sampled = False
         self._shapes: Shapes | None = None
@@ -68,6 +69,7 @@ class Probe:
     def start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any) -> None:
         """A batch begins."""
         self.close()
+        self._looking = False
         if not trainer.training:
             return
         # all batches that accumulate into one step have the same number
@@ -87,16 +89,20 @@ class Probe:
         # compiled code has no hooks, and would have to be traced again to get them
         self._stance = torch.compiler.set_stance("force_eager")
         self._open = self.watch.open(module, self._listening, mask)
+        self._looking = True
 
     def step(self, trainer: L.Trainer, module: L.LightningModule, optimizer: torch.optim.Optimizer) -> None:
         """An optimizer is about to step."""
         if self._open is not None:
             for monitor in self._listening:
                 monitor.on_step(trainer, module, optimizer)
+            if module.automatic_optimization:
+                self.close()  # forward and backward are done, and the optimizer need not be followed
 
     def end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any) -> None:
         """A batch is done."""
-        if self._open is not None:
+        if self._looking:
+            self._looking = False
             self.close()
             self._fresh = self._sampled = True
             x = first_tensor(batch)
