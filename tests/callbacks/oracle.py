@@ -189,6 +189,9 @@ class Heard:
         """Keep."""
         self.modules.append(name)
 
+    def on_loss(self, name: str, prediction: Tensor, target: Tensor, site: Any) -> None:
+        """Nothing."""
+
 
 def traces() -> list[str]:
     """What is attached to torch now, process-wide."""

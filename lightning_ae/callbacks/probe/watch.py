@@ -11,13 +11,13 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
-from torch.overrides import TorchFunctionMode, _pop_mode, _push_mode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
 from torchmetrics import Metric
 
 from lightning_ae.callbacks.probe.activations import FUNCTIONS, LOSSES, MODULES, Activation
 from lightning_ae.callbacks.probe.flow import Flow, Origin, Reader, unit_dim
 
-# torch warns that global hooks hear a compiled module twice, as itself and as what it wraps; wrappers are looked through
+# torch warns that global hooks hear a compiled module twice, as itself and as what it wraps: wrappers are skipped
 _HEARD_TWICE = r"Using `torch\.compile\(module\)` when there are global hooks"
 _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
 
@@ -173,6 +173,7 @@ class _Frame:
     name: str | None  # None: not a part of the model
     module: nn.Module | None
     calls: dict[Any, int] = field(default_factory=dict)
+    replays: bool = False  # has put the mode back for what runs again in a backward pass
 
 
 class Watch:
@@ -288,7 +289,6 @@ class _Open:
         self.watch, self.root, self.listeners, self.mask, self.flow = watch, root, listeners, mask, flow
         self.active = True
         self._stack = [_Frame("", None)]
-        self._replayed = _Frame("", None)
         self._handles = [
             register_module_forward_pre_hook(self._enter_module),
             register_module_forward_hook(self._leave_module, always_call=True),
@@ -314,10 +314,9 @@ class _Open:
 
     def _leave_mode(self) -> None:
         above: list[TorchFunctionMode] = []  # entered since by someone else, who is going to leave them
-        while torch._C._len_torch_function_stack() > 0:
-            if (mode := _pop_mode()) is self._mode:  # type: ignore[no-untyped-call]
-                break
-            above.append(mode)
+        while self._mode in _get_current_function_mode_stack():  # type: ignore[no-untyped-call]
+            if (mode := _pop_mode()) is not self._mode:  # type: ignore[no-untyped-call]
+                above.append(mode)
         for mode in reversed(above):
             _push_mode(mode)  # type: ignore[no-untyped-call]
 
@@ -338,9 +337,15 @@ class _Open:
             # a wrapper around the model (DDP) is looked through; a module that is no part of it is not ours
             outside = above.name == "" and above.module is None and any(m is self.root for m in module.modules())
             self._stack.append(_Frame("", None) if outside else _Frame(None, module))
+        # torch leaves modes aside in a backward pass
+        if _in_backward() and self._mode not in _get_current_function_mode_stack():  # type: ignore[no-untyped-call]
+            _push_mode(self._mode)  # type: ignore[no-untyped-call]
+            self._stack[-1].replays = True
 
     def _leave_module(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         frame = self._stack.pop() if len(self._stack) > 1 else self._stack[0]
+        if frame.replays:
+            _pop_mode()  # type: ignore[no-untyped-call]
         if frame.name is None or frame.module is not module or _in_backward() or not self.watch.names_of(module):
             return
         if output is None:
@@ -403,8 +408,9 @@ class _Open:
                 return
             if not flat:
                 self.flow.mark(y, Origin(site.unit_dim, site=site))
-            if y.grad_fn is not None:
-                y.grad_fn.register_hook(_GradientHook(self, site, flat))
+            if (node := _node(y)) is not None:
+                whole = seen if activation.name == "softsign" else None
+                node.register_hook(_GradientHook(self, site, seen.shape, whole))
             if again:
                 return
             z = None if overwritten else source.detach().unsqueeze(-1) if flat else source.detach()
@@ -420,17 +426,13 @@ class _Open:
         if isinstance(frame.module, MODULES) and len(self._stack) > 1:
             owner, what = self._stack[-2], id(frame.module)
         if again and owner is self._stack[0]:
-            owner = self._replayed  # its calls are not those of the forward pass
+            return self._replayed(what, origin, y)
         count = owner.calls.get(what, 0)
         owner.calls[what] = count + 1
         key = (owner.name, what, count)
         site = self.watch.sites.get(key)
         if site is None and again:
-            # run again from inside the backward pass, where the modules around it are not entered again
-            same = [s for (_, w, c), s in self.watch.sites.items() if (w, c) == (what, count)]
-            site = same[0] if len(same) == 1 else None
-            if site is None:
-                return None
+            return None
         if site is None:
             name = self._name(owner, frame, what, count, activation)
             dim = self.watch.chosen_dim(name, y.ndim)
@@ -441,6 +443,14 @@ class _Open:
             return None  # another shape in the same place
         return site
 
+    def _replayed(self, what: Any, origin: Origin | None, y: Tensor) -> Site | None:
+        """The site of what runs again by itself, last first, without the modules that were around it."""
+        same = [s for (_, w, _), s in self.watch.sites.items() if w == what and y.shape[s.unit_dim] == s.units]
+        if len(same) > 1:
+            weight = None if origin is None else origin.weight
+            same = [s for s in same if s.origin is not None and s.origin.weight == weight is not None]
+        return same[0] if len(same) == 1 else None
+
     def _name(self, owner: _Frame, frame: _Frame, what: Any, count: int, activation: Activation) -> str:
         if what == activation.name:
             name = f"{owner.name}.{what}" if owner.name else str(what)
@@ -448,6 +458,7 @@ class _Open:
             assert frame.module is not None
             inside = f"{owner.name}." if owner.name else ""
             aliases = [n for n in self.watch.names_of(frame.module) if n.startswith(inside)]
+            aliases = [n for n in aliases if "." not in n.removeprefix(inside)] or aliases
             if count < len(aliases):
                 return self._unused(aliases[count])
             name = aliases[0] if aliases else str(frame.name)
@@ -484,12 +495,22 @@ def _in_backward() -> bool:
     return bool(torch._C._current_graph_task_id() != -1)
 
 
+def _node(y: Tensor) -> Any:
+    """The node of the graph that is the activation itself."""
+    if y.grad_fn is None or not y._is_view():
+        return y.grad_fn
+    # a view that was overwritten: its own node is that of the view, the activation's is that of what it views
+    base = y._base
+    whole = base is not None and base.numel() == y.numel() and base.is_contiguous() and y.is_contiguous()
+    return base.grad_fn if base is not None and whole else None
+
+
 class _GradientHook:
     """Hears a gradient pass one node of the graph, in this step only."""
 
-    def __init__(self, watching: _Open, site: Site, flat: bool) -> None:
+    def __init__(self, watching: _Open, site: Site, shape: torch.Size, composite: Tensor | None) -> None:
         self._watching = weakref.ref(watching)
-        self._site, self._flat = site, flat
+        self._site, self._shape, self._composite = site, shape, composite
 
     def __call__(self, grad_inputs: tuple[Tensor | None, ...], grad_outputs: tuple[Tensor | None, ...]) -> None:
         watching = self._watching()
@@ -500,7 +521,11 @@ class _GradientHook:
         if grad_z is None or grad_y is None:
             return
         with torch._C.DisableTorchFunction(), torch.no_grad():
-            if self._flat:
-                grad_z, grad_y = grad_z.unsqueeze(-1), grad_y.unsqueeze(-1)
+            grad_z, grad_y = grad_z.reshape(self._shape), grad_y.reshape(self._shape)
+            if self._composite is not None and self._site.activation.slope is not None:
+                # torch makes it of several functions, of which this node is the last
+                slope = self._site.activation.slope(None, self._composite, {})
+                assert slope is not None
+                grad_z = grad_y * slope
             for listener in watching.listeners:
                 listener.on_gradient(self._site, grad_z, grad_y)
