@@ -227,6 +227,21 @@ def test_a_wrapped_model_keeps_its_names(look):
     assert list(heard.sites) == ["1"]
 
 
+def test_a_module_made_on_the_spot_is_a_function(look):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(2, 3)
+            self.act = nn.ReLU()
+
+        def forward(self, x):
+            return self.act(nn.ReLU()(self.layer(nn.Sequential(nn.Flatten(), nn.ReLU(inplace=True))(x))))
+
+    heard = look(nn.ModuleDict({"net": (net := Net())}), torch.ones(4, 2), call=net)
+    assert list(heard.sites) == ["net.relu", "net.relu#1", "net.act"]
+    assert heard.sites["net.relu#1"].origin.weight == "net.layer.weight"
+
+
 def test_an_activation_of_a_weight_is_no_unit(look):
     class Net(nn.Module):
         def __init__(self):
@@ -294,7 +309,7 @@ def test_another_width_in_the_same_place_is_left_out(look):
         (nn.Conv1d(5, 5, 1), (5, 5, 5), lambda h: 0.5 + torch.ones(5, 5) * h, -2),
         (nn.Conv1d(5, 5, 1), (5, 5, 5), lambda h: torch.ones(5, 1) + h.clone().float().contiguous(), -2),
         (nn.Conv1d(5, 5, 1), (5, 5, 5), lambda h: h.transpose(1, 2), -1),
-        (nn.Conv1d(5, 5, 1), (5, 5, 5), lambda h: functional.dropout(nn.BatchNorm1d(5)(h)), -2),
+        (nn.Conv1d(5, 5, 1), (5, 5, 5), lambda h: nn.Dropout()(functional.instance_norm(h)), -2),
         (nn.Conv2d(5, 5, 1), (5, 5, 5, 5), lambda h: h, -3),
         (nn.Conv2d(5, 5, 1), (5, 5, 5, 5), lambda h: functional.interpolate(functional.max_pool2d(h, 2), (5, 5)), -3),
         (nn.Conv2d(5, 5, 1), (5, 5, 5, 5), lambda h: h.mean((2, 3)), -1),

@@ -329,7 +329,7 @@ class _Open:
             self._stack.append(_Frame(None, None))  # inside what is excluded, all is
         elif self.watch.excluded(module):
             self._stack.append(_Frame(None, None))
-        elif self.watch.wraps(module):
+        elif self.watch.wraps(module) or (above.name is not None and not names and _stateless(module)):
             self._stack.append(_Frame(above.name, above.module, above.calls))  # looked through
         elif names:
             self._stack.append(_Frame(_alias(names, above, module), module))
@@ -489,6 +489,11 @@ class _Open:
 def _alias(names: list[str], above: _Frame, module: nn.Module) -> str:
     inside = f"{above.name}." if above.name else ""
     return next((name for name in names if name.startswith(inside)), names[0])
+
+
+def _stateless(module: nn.Module) -> bool:
+    """Whether it is a function in the form of a module, made on the spot as in ``nn.ReLU()(x)``."""
+    return next(module.parameters(), None) is None and next(module.buffers(), None) is None
 
 
 def _in_backward() -> bool:
