@@ -19,6 +19,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 
 import lightning_ae as ae
+from lightning_ae.callbacks.revival import Evidence
 from lightning_ae.callbacks.revive import DeadUnitReviver
 
 N = 32
@@ -253,6 +254,22 @@ def test_new_incoming_weights_have_the_deviation_of_he(make_trainer):
     assert abs(drawn.std() / (2 / 200) ** 0.5 - 1) < 0.02
     assert abs(drawn.mean()) < 0.002
 
+    net = nn.Sequential(nn.ConvTranspose2d(32, 80, 4, stride=2), nn.ReLU(), nn.Conv2d(80, 1, 1))
+    kill(net[0], list(range(40)))
+    _, after, _ = run(make_trainer, Net(net), torch.randn(N, 32, 2, 2), DeadUnitReviver())
+    # of the 4 × 4 kernel, an output is reached by 2 × 2
+    assert abs(after.weights["net.0.weight"][:, :40].std() / (2 / (32 * 4)) ** 0.5 - 1) < 0.02
+
+
+def test_layers_that_are_dead_altogether_come_back_with_paths_through_them(make_trainer):
+    net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    kill(net[0], list(range(8)))
+    kill(net[2], list(range(8)))
+    before, after, _ = run(make_trainer, Net(net), torch.randn(N, 6), DeadUnitReviver())
+    assert torch.equal(before.y, after.y)
+    assert (after.weights["net.2.weight"] != 0).all()
+    assert (after.weights["net.4.weight"] == 0).all()
+
 
 @pytest.mark.parametrize(("make", "shift"), [(mlp, "net.0.bias"), (conv_bn, "net.1.bias"), (transposed, "net.0.bias")])
 def test_bias_moves_only_the_bias_or_shift_of_dead_units(make_trainer, make, shift):
@@ -330,7 +347,7 @@ def test_units_with_nan_are_not_dead(make_trainer):
     net, shape, _ = mlp()
     with torch.no_grad():
         net[0].bias[5] = float("nan")
-    reviver = DeadUnitReviver()
+    reviver = DeadUnitReviver("bias")
     model = Net(net, lr=0.0)
     model.training_step = lambda batch, batch_idx: None
     with warnings.catch_warnings():
@@ -486,6 +503,31 @@ class Transposed(nn.Module):
         return functional.linear(functional.relu(functional.linear(z, self.c.weight.t())), self.b.weight.t())
 
 
+class ConvTransposed(nn.Module):
+    """Convolutions tied by hand: each weight reads what it makes in the other direction."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.b, self.c = nn.Conv1d(1, 3, 2), nn.Conv1d(3, 2, 2)
+
+    def forward(self, x):
+        h = functional.relu(self.c(functional.relu(self.b(x[:, None]))))
+        g = functional.relu(functional.conv_transpose1d(h, self.c.weight))
+        return functional.conv_transpose1d(g, self.b.weight)
+
+
+class Shared(nn.Module):
+    """Two layers have one weight, one of them without an activation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.b, self.c, self.e = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+        self.e.weight = self.b.weight
+
+    def forward(self, x):
+        return self.c(functional.relu(self.b(x))) + self.e(x)
+
+
 class Recurrent(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -544,6 +586,8 @@ CASES = [
     (lambda: Residual(swap=True), "not all that reads it"),
     (Concatenated, "not all that reads it"),
     (Transposed, "tied"),
+    (ConvTransposed, "tied"),
+    (Shared, "tied"),
     (Recurrent, "reads what it has made"),
     (NormalisedAfter, "something else than 0"),
     (Clipped, "something else than 0"),
@@ -746,6 +790,43 @@ def test_half_the_units_dead_come_back_and_the_loss_is_lower(make_trainer):
     assert final["without"][0] >= 0.7
     assert final["with"][0] < 0.1
     assert final["with"][1] < 0.8 * final["without"][1]
+
+
+def test_what_one_rank_alone_has_seen_counts_on_all():
+    """Two ranks take different branches; a stub plays the other one."""
+
+    class Branch(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.b, self.c, self.e = nn.Linear(4, 4), nn.Linear(4, 2), nn.Linear(4, 2)
+
+        def forward(self, x, branch):
+            h = functional.relu(self.b(x))
+            return self.c(h) if branch else self.e(functional.relu(torch.cat([h, h])))
+
+    model, sent = Branch(), []
+
+    def broadcast(mine, src):
+        if src == len(sent):
+            sent.append(copy.deepcopy(mine))
+        return copy.deepcopy(sent[src])
+
+    strategy = SimpleNamespace(
+        broadcast=broadcast, reduce=lambda flat, reduce_op: flat, root_device=torch.device("cpu")
+    )
+    for branch in (False, True):  # the second one to gather is rank 1 of two, and hears of both
+        evidence = Evidence()
+        evidence.open(model)
+        model(torch.randn(5, 4), branch)
+        evidence.close()
+        sums = evidence.gather(SimpleNamespace(world_size=2 if branch else 1, strategy=strategy))
+        if not branch:
+            shapes = {key: (tuple(value.shape), value.dtype) for key, value in evidence.counters.totals().items()}
+            sent.append((evidence.facts, evidence.reused, evidence.mixing, shapes))
+    assert {reader.weight for reader in evidence.facts["relu"].readers} == {"c.weight"}
+    assert evidence.facts["relu"].unknown_readers
+    assert set(evidence.facts) == {"relu", "relu#1"}
+    assert {("relu", "fired"), ("relu#1", "fired"), ("c.weight", "active"), ("e.weight", "active")} <= set(sums)
 
 
 class _Write(L.Callback):

@@ -158,7 +158,7 @@ def _targets(
         raise _CannotRepair(tied)
     own = sorted(facts.readers, key=lambda reader: (reader.weight, reader.repeat))
     for name in (facts.weight, *(reader.weight for reader in own)):
-        if name in model.shared or name in evidence.reused:
+        if name in evidence.reused:
             raise _CannotRepair(tied if name == facts.weight else f"{name}, which reads it, is tied")
     sharing = [other for other in evidence.facts.values() if other.weight == facts.weight]
     if any(reader.weight == facts.weight for other in sharing for reader in other.readers):
