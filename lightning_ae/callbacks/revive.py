@@ -26,7 +26,8 @@ class DeadUnitReviver(L.Callback):
 
     * ``"redo"``: :math:`w_j \sim N(0, 2/n_{in})`, :math:`b_j = 0`; scale, shift and running statistics of a
       normalisation in between 1, 0, 0 and 1; outgoing weights 0. The model's function on the validation data stays what
-      it was, since the unit gave 0 before and nobody reads it now; its outgoing weights grow as it proves useful.
+      it was, since the unit gave 0 before and nobody reads it now; its outgoing weights grow as it proves useful. (Of a
+      layer that is dead altogether before another one that is, they stay: nothing got through, and something should.)
     * ``"bias"``: :math:`b_j \leftarrow b_j + \beta` (a normalisation's shift, if there is one), again after each
       validation until it fires. It keeps what the unit had learnt, but may take long.
 

@@ -62,7 +62,10 @@ def plan(
         rows = units.nonzero().flatten()
         if len(rows):
             edits = [Edit(t.name, t.dim, rows, t.how, t.value) for t in found[name].made]
-            edits += [Edit(r.weight, r.dim, _repeated(rows, r.repeat), "fill", 0.0) for r in found[name].read]
+            # where a later layer is dead altogether nothing gets through, and a path of zeros would keep it so
+            after = list(found.values())[list(found).index(name) + 1 :]
+            if not (units.all() and any(later.units.all() for later in after)):
+                edits += [Edit(r.weight, r.dim, _repeated(rows, r.repeat), "fill", 0.0) for r in found[name].read]
             repairs.append(Repair(epoch, name, rows, edits))
     return repairs, reasons
 

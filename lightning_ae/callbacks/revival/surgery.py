@@ -66,8 +66,6 @@ def operate(trainer: L.Trainer, module: L.LightningModule, repairs: Iterable[Rep
     edits = [edit for repair in repairs for edit in repair.edits]
     tensors: dict[str, Tensor] = {clean_name(name): tensor for name, tensor in module.named_buffers()}
     tensors.update({clean_name(name): tensor for name, tensor in module.named_parameters()})
-    # the new incoming weights come last, so that they reach new units of the layer before, too
-    edits.sort(key=lambda edit: edit.how == "draw")
     drawn: list[Tensor] = []
     if trainer.is_global_zero:
         generator = torch.Generator().manual_seed(seed)
