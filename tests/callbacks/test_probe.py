@@ -410,11 +410,14 @@ def test_two_readers_are_two(look):
         lambda h, net: net[1](functional.layer_norm(h, (3,))),
         lambda h, net: net[2](h.unsqueeze(1)),  # reads along the units, not across them
         lambda h, net: net[3](h.unsqueeze(-1)),  # in groups
+        lambda h, net: net[4](h.unsqueeze(-1)),
+        lambda h, net: net[5](h.unsqueeze(-1).expand(4, 3, 3)),  # along the axis beside the units
         lambda h, net: h.view(4, 3, 1).expand(4, 3, 2).reshape(2, 12),
     ],
 )
 def test_a_reader_that_is_not_understood_is_said_to_be(look, read):
     net = nn.ModuleList([nn.Linear(2, 3), nn.Linear(3, 1), nn.Conv1d(1, 1, 1), nn.Conv1d(3, 3, 1, groups=3)])
+    net.extend([nn.ConvTranspose1d(3, 3, 1, groups=3), nn.Linear(3, 2)])
     site = look(net, torch.randn(4, 2), call=lambda x: read(torch.relu(net[0](x)), net)).sites["relu"]
     assert site.unknown_readers
     assert all(reader.weight == "1.weight" for reader in site.readers)
