@@ -6,6 +6,7 @@ The flow is ``x → corruption → encoder → code → decoder → loss → ter
 
 from lightning_ae.callbacks import (
     DeadReLUMonitor,
+    DeadUnitReviver,
     DiagnosticsReport,
     Finding,
     GradientSaturationMonitor,
@@ -104,6 +105,7 @@ __all__ = [
     "ConvEncoder",
     "Corruption",
     "DeadReLUMonitor",
+    "DeadUnitReviver",
     "DenoisingAutoencoder",
     "DiagnosticsReport",
     "DigitsDataModule",

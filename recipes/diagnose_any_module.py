@@ -1,9 +1,10 @@
 r"""Why does this network not learn? Diagnostics on an autoencoder that is not ours.
 
 A plain LightningModule, as one finds it in a tutorial, with three mistakes: images scaled to [0, 255] under a sigmoid,
-squared error through it, and biases that leave half of the first layer dead. `DiagnosticsReport` is attached to its
-Trainer, and nothing else is changed; its findings name the mistakes. Then their advice is followed, one after another,
-and the network is trained again until nothing is found. `ae.diagnose` gives the same in one call, without a Trainer.
+squared error through it, and biases and a learning rate that leave half of the first layer dead. `DiagnosticsReport` is
+attached to its Trainer, and nothing else is changed; its findings name the mistakes. Then their advice is followed, one
+after another, and the network is trained again until nothing is found. `ae.diagnose` gives the same in one call,
+without a Trainer.
 
     python recipes/diagnose_any_module.py                        # digits; half a minute on two cores
     python recipes/diagnose_any_module.py --root ../shared/data  # MNIST from a local folder
@@ -32,12 +33,13 @@ from matplotlib import pyplot as plt
 class SomebodysAutoencoder(L.LightningModule):
     """Nothing of this package in it; each argument mends one mistake."""
 
-    def __init__(self, shape: tuple[int, ...], scale: float = 255.0, bias: float = -30.0, bernoulli: bool = False):
+    def __init__(self, shape, scale: float = 255.0, bias: float = -30.0, bernoulli: bool = False, leaky: bool = False):
         super().__init__()
         size = math.prod(shape)
+        relu = nn.LeakyReLU if leaky else nn.ReLU
         self.scale, self.bernoulli = scale, bernoulli
-        self.encoder = nn.Sequential(nn.Flatten(), nn.Linear(size, 64), nn.ReLU(), nn.Linear(64, 8))
-        self.decoder = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, size), nn.Unflatten(1, shape))
+        self.encoder = nn.Sequential(nn.Flatten(), nn.Linear(size, 64), relu(), nn.Linear(64, 8))
+        self.decoder = nn.Sequential(nn.Linear(8, 64), relu(), nn.Linear(64, size), nn.Unflatten(1, shape))
         nn.init.constant_(self.encoder[1].bias[:32], bias * scale)
 
     def training_step(self, batch, batch_idx):
@@ -47,6 +49,8 @@ class SomebodysAutoencoder(L.LightningModule):
         if self.bernoulli:
             return functional.binary_cross_entropy_with_logits(a, x)
         return functional.mse_loss(torch.sigmoid(a), x)
+
+    validation_step = training_step
 
     def reconstruct(self, x: Tensor) -> Tensor:
         """In the units of the data that it is given."""
@@ -63,9 +67,9 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     args.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(args.threads)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    data = ae.DigitsDataModule(seed=args.seed)
+    data = ae.DigitsDataModule(seed=args.seed, val_fraction=0.0)
     if args.root is not None:
-        data = ae.VisionDataModule("MNIST", root=args.root, seed=args.seed)
+        data = ae.VisionDataModule("MNIST", root=args.root, seed=args.seed, val_fraction=0.0)
     data.prepare_data()
     data.setup("fit")
     data.setup("test")
@@ -76,6 +80,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
         "data in [0, 1]": {"scale": 1.0},
         "and cross-entropy": {"scale": 1.0, "bernoulli": True},
         "and biases of 0": {"scale": 1.0, "bernoulli": True, "bias": 0.0},
+        "and LeakyReLU": {"scale": 1.0, "bernoulli": True, "bias": 0.0, "leaky": True},
     }
     numbers, images = {}, {}
     for name, mended in attempts.items():
@@ -88,7 +93,6 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
             accelerator=args.accelerator,
             callbacks=diagnostics,
             log_every_n_steps=10,
-            limit_val_batches=0,
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,

@@ -7,9 +7,11 @@ from lightning_ae.callbacks.gradient_saturation import GradientSaturationMonitor
 from lightning_ae.callbacks.latent_sparsity import LatentSparsityMonitor
 from lightning_ae.callbacks.predictions import PredictionWriter, load_predictions
 from lightning_ae.callbacks.report import DiagnosticsReport, Report
+from lightning_ae.callbacks.revive import DeadUnitReviver
 
 __all__ = [
     "DeadReLUMonitor",
+    "DeadUnitReviver",
     "DiagnosticsReport",
     "Finding",
     "GradientSaturationMonitor",

@@ -64,7 +64,7 @@ class DeadReLUMonitor(Monitor):
     def __init__(
         self,
         every_n_steps: int = 20,
-        horizon: int = 10_000,
+        horizon: int = 2_000,
         tau: float = 0.025,
         include: Sequence[str] | None = None,
         unit_dim: int | Mapping[str, int] | None = None,

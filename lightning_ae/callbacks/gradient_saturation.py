@@ -8,13 +8,12 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 
+from lightning_ae.callbacks.layer_steps import LayerSteps, norms_of
 from lightning_ae.callbacks.probe import Event, Monitor, Site
 from lightning_ae.callbacks.probe.counters import Key
 from lightning_ae.callbacks.probe.monitor import MaskFunction, first_tensor
-from lightning_ae.callbacks.probe.watch import clean_name
 from lightning_ae.losses.base import full_precision
 from lightning_ae.models import Autoencoder
 
@@ -81,7 +80,7 @@ class GradientSaturationMonitor(Monitor):
     def __init__(
         self,
         every_n_steps: int = 20,
-        horizon: int = 2_000,
+        horizon: int = 500,
         eps: float = 0.01,
         output: str | None = None,
         reduction: Reduction = "elements",
@@ -96,9 +95,7 @@ class GradientSaturationMonitor(Monitor):
         self.eps = eps
         self.output = output
         self.reduction = reduction
-        self.layers: list[str] = []
-        self._layer_of: dict[int, int] = {}
-        self._places: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
+        self.steps = LayerSteps()
         self._output_seen = False
         self._forget()
 
@@ -109,9 +106,7 @@ class GradientSaturationMonitor(Monitor):
         self._outputs: list[Tensor] = []
         self._output_grads: list[tuple[Tensor, Tensor | float]] = []
         self._is_activation = False
-        self._steps: list[_Step] = []
-        self._before: dict[int, tuple[Tensor, Tensor]] = {}
-        self._share = 1.0
+        self.steps.forget()
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Join the probe of this Trainer."""
@@ -161,7 +156,7 @@ class GradientSaturationMonitor(Monitor):
         self._add_squares(site.name, ("grad_z", "grad_y"), (grad_z, grad_y))
 
     def _add_squares(self, name: str, fields: Sequence[str], tensors: Sequence[Tensor]) -> None:
-        norms = _norms(tensors)
+        norms = norms_of(tensors)
         sums = [self.counters.get(name, field, (), torch.float64, norms.device) for field in fields]
         squares = norms.to(sums[0].dtype).mul_(self._unscale()).square_()
         # a step that AMP skips must not spoil the sums
@@ -199,10 +194,8 @@ class GradientSaturationMonitor(Monitor):
             self._output_seen = True
             if len(self._outputs) == len(self._output_grads):  # gradients come in the opposite order
                 pairs = [(y, *grad) for y, grad in zip(self._outputs, reversed(self._output_grads), strict=True)]
-        steps, before, share = self._steps, self._before, self._share
+        self.steps.after(self.counters)
         self._forget()
-        if before:
-            self._add_steps(steps, before, share)
         if self.output is not None and not self._output_seen:
             raise ValueError(
                 f"output: nothing called {self.output!r} has given a tensor with a gradient in training_step; the "
@@ -251,80 +244,16 @@ class GradientSaturationMonitor(Monitor):
 
     # -- layers -----------------------------------------------------------------------------------------------
 
+    @property
+    def layers(self) -> list[str]:
+        """Names of the modules with parameters of their own."""
+        return self.steps.names
+
     def on_step(self, trainer: L.Trainer | None, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Take the gradients' norms; remember the weights before the step."""
-        self._index(module)
-        owned = [p for group in optimizer.param_groups for p in group["params"] if id(p) in self._layer_of]
-        with_grad = [p for p in owned if p.grad is not None and not p.grad.is_sparse]
-        if not with_grad:
-            return
-        scale: Tensor | float = 1.0
-        if getattr(optimizer, "_step_supports_amp_scaling", False):
-            scale = self._unscale()  # a fused optimizer unscales by itself, later
-        with torch.no_grad():
-            norms = _norms([_local(p.grad) for p in with_grad]) * scale
-            for p in with_grad:
-                if id(p) not in self._before:
-                    self._before[id(p)] = (p, _local(p).clone())
-        self._share = self._shards(trainer)
-        # optimizers that share the layers out among them (weights to one, biases to another) make one step
-        ids = {id(p) for p in with_grad}
-        step = next((step for step in self._steps if not ids & step.ids), None)
-        if step is None:
-            step = _Step()
-            self._steps.append(step)
-        step.ids |= ids
-        step.parameters += with_grad
-        step.norms.append(norms)
-
-    def _add_steps(self, steps: Sequence[_Step], before: dict[int, tuple[Tensor, Tensor]], share: float) -> None:
-        finite = torch.ones((), dtype=torch.bool, device=steps[0].norms[0].device)
-        for step in steps:
-            norms = torch.cat([norms.to(finite.device) for norms in step.norms])
-            taken = norms.isfinite().all()
-            finite = finite & taken
-            self._add_layers("grad", step.parameters, norms, taken, share)
-        stepped, old = [p for p, _ in before.values()], [value for _, value in before.values()]
-        weights = _norms(old)
-        torch._foreach_sub_(old, [_local(p) for p in stepped])
-        updates = _norms(old)
-        finite = finite & weights.isfinite().all() & updates.isfinite().all()
-        self._add_layers("weight", stepped, weights, finite, share)
-        self._add_layers("update", stepped, updates, finite, share)
-
-    def _add_layers(
-        self, field: str, parameters: Sequence[Tensor], norms: Tensor, finite: Tensor, share: float
-    ) -> None:
-        total = self.counters.get("layers", field, (len(self.layers),), torch.float64, norms.device)
-        squares = norms.to(total.dtype).square() * share
-        index, touched = self._place(parameters, norms.device)
-        total.index_add_(0, index, torch.where(finite, squares, torch.zeros_like(squares)))
-        if field == "grad":
-            self.counters.add("layers", "grad_steps", touched * (finite * share), torch.float64)
-
-    def _place(self, parameters: Sequence[Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
-        """Numbers of the parameters' layers, and 1 for each layer that has one; on the device, made once."""
-        key = tuple(id(p) for p in parameters)
-        if key not in self._places or self._places[key][0].device != device:
-            index = torch.tensor([self._layer_of[i] for i in key])
-            touched = torch.zeros(len(self.layers)).index_fill_(0, index, 1.0)
-            self._places[key] = (index.to(device), touched.to(device))
-        return self._places[key]
-
-    def _shards(self, trainer: L.Trainer | None) -> float:
-        # every rank of DDP has the whole gradient: their sum over ranks is to count once
-        if trainer is None or isinstance(trainer.strategy, (FSDPStrategy, ModelParallelStrategy)):
-            return 1.0
-        return 1.0 / trainer.world_size
-
-    def _index(self, module: nn.Module) -> None:
-        names: dict[str, int] = {}
-        layer_of = {}
-        for name, parameter in module.named_parameters():
-            layer = clean_name(name.rpartition(".")[0]) or "model"
-            layer_of[id(parameter)] = names.setdefault(layer, len(names))
-        if layer_of != self._layer_of or list(names) != self.layers:
-            self._layer_of, self.layers, self._places = layer_of, list(names), {}
+        # a fused optimizer unscales by itself, later
+        fused = getattr(optimizer, "_step_supports_amp_scaling", False)
+        self.steps.before(trainer, module, optimizer, self._unscale() if fused else 1.0)
 
     def state_dict(self) -> dict[str, Any]:
         """Sums over all ranks, and the names of the layers."""
@@ -333,7 +262,7 @@ class GradientSaturationMonitor(Monitor):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up saved sums."""
         super().load_state_dict(state_dict)
-        self.layers = list(state_dict["layers"])
+        self.steps.names = list(state_dict["layers"])
 
     # -- what people ask --------------------------------------------------------------------------------------
 
@@ -417,15 +346,6 @@ class GradientSaturationMonitor(Monitor):
         return values
 
 
-class _Step:
-    """Gradients of the optimizers that step side by side."""
-
-    def __init__(self) -> None:
-        self.ids: set[int] = set()
-        self.parameters: list[Tensor] = []
-        self.norms: list[Tensor] = []
-
-
 class _Keep:
     """Keeps what a module gave, and its gradient, until the batch is done."""
 
@@ -435,16 +355,3 @@ class _Keep:
     def __call__(self, grad: Tensor) -> None:
         if not torch.is_grad_enabled():
             self._monitor._pairs.append((self._output, grad, self._monitor._unscale()))
-
-
-def _local(tensor: Any) -> Tensor:
-    # of a sharded tensor the part that is here
-    local: Tensor = tensor.detach().to_local() if hasattr(tensor, "to_local") else tensor.detach()
-    return local
-
-
-def _norms(tensors: Sequence[Tensor]) -> Tensor:
-    """Norms in float32, or in float64 if that is what there is, on one device."""
-    parts = [torch.view_as_real(tensor) if tensor.is_complex() else tensor for tensor in tensors]
-    wide = torch.float64 if any(part.dtype == torch.float64 for part in parts) else torch.float32
-    return torch.stack([norm.to(parts[0].device) for norm in torch._foreach_norm(parts, 2, wide)])

@@ -3,31 +3,29 @@
 from __future__ import annotations
 
 import difflib
-import re
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
+from lightning_ae.callbacks.latent_rows import PARTS, Latent, Rows, describe, module_names, rows_of
+from lightning_ae.callbacks.latent_summary import covariance, summary, unread
 from lightning_ae.callbacks.probe import Monitor
 from lightning_ae.callbacks.probe.counters import Key
 from lightning_ae.callbacks.probe.monitor import MaskFunction
 from lightning_ae.callbacks.probe.watch import clean_name
-from lightning_ae.codes import Code
-from lightning_ae.metrics.latents import active_units, codebook_usage, effective_rank, kl_per_dimension, perplexity
-from lightning_ae.metrics.sparsity import gini, hoyer, lifetime_sparsity, population_sparsity, widen
+from lightning_ae.metrics.latents import kl_per_dimension
+from lightning_ae.metrics.sparsity import gini, hoyer, population_sparsity
 from lightning_ae.models import Autoencoder
+
+__all__ = ["SHAPE_ELEMENTS", "WIDEST_COVARIANCE", "Latent", "LatentSparsityMonitor"]
 
 #: Elements of a batch from which the measures that sort or compare a whole code are taken.
 SHAPE_ELEMENTS = 2**16
 #: Widest code whose covariance is kept.
 WIDEST_COVARIANCE = 256
-
-_PARTS = ("z", "mean", "log_variance", "kl", "indices", "num_codes")
-Latent = str | Mapping[str, str | int] | Callable[[Any, Any], Any]
 
 
 class LatentSparsityMonitor(Monitor):
@@ -93,7 +91,7 @@ class LatentSparsityMonitor(Monitor):
         self,
         latent: Latent | None = None,
         every_n_steps: int = 20,
-        horizon: int = 10_000,
+        horizon: int = 2_000,
         eps: float = 0.0,
         unit_dim: int | None = None,
         mask_fn: MaskFunction | None = None,
@@ -101,7 +99,7 @@ class LatentSparsityMonitor(Monitor):
         super().__init__(every_n_steps, horizon, None, None, mask_fn)
         if not eps >= 0:
             raise ValueError(f"eps: expected a number of at least 0, got {eps}.")
-        self._names = _names(latent)
+        self._names = module_names(latent)
         if unit_dim is not None and not isinstance(unit_dim, int):
             raise TypeError(f"unit_dim: expected a whole number, got {type(unit_dim).__name__}.")
         self.latent = latent
@@ -161,9 +159,10 @@ class LatentSparsityMonitor(Monitor):
                     self._listen(value)
         if self.latent is not None or not inputs or not isinstance(inputs[0], Tensor):
             return
-        if name == "code" and isinstance(module, Code):
+        if name == "code":
             # here and not later: before the step, with the precision of the forward pass
-            self._found.update(module.statistics(inputs[0]))
+            statistics = getattr(module, "statistics", None)
+            self._found.update(statistics(inputs[0]) if statistics is not None else {})
         elif name == "decoder":
             self._found["z"] = inputs[0].detach()
             self._listen(inputs[0])
@@ -177,8 +176,8 @@ class LatentSparsityMonitor(Monitor):
         if callable(self.latent):
             given = self.latent(outputs, batch)
             found = dict(given) if isinstance(given, Mapping) else {"z": given}
-            if not set(found) <= set(_PARTS):
-                raise ValueError(f"latent: expected a dict with some of {list(_PARTS)}, got {sorted(found)}.")
+            if not set(found) <= set(PARTS):
+                raise ValueError(f"latent: expected a dict with some of {list(PARTS)}, got {sorted(found)}.")
         elif self.latent is None:
             # the decoder's input, unless it is something else than the latent that the model has returned
             z = outputs["output"].z if isinstance(outputs, Mapping) and "output" in outputs else None
@@ -200,9 +199,9 @@ class LatentSparsityMonitor(Monitor):
         found, read, listened = self._found, self._read, self._listened
         self._forget()
         parts = self._parts_of(found, outputs, batch)
-        mask = None if self.mask_fn is None else self.mask_fn(batch)
+        mask, axis = None if self.mask_fn is None else self.mask_fn(batch), self.latent_dim_axis
         mean, log_variance, kl = (
-            self._rows(part, parts[part], mask) if parts.get(part) is not None else None
+            rows_of(part, parts[part], axis, mask) if parts.get(part) is not None else None
             for part in ("mean", "log_variance", "kl")
         )
         if kl is not None:
@@ -217,7 +216,7 @@ class LatentSparsityMonitor(Monitor):
         name = "z" if parts.get("z") is not None else "mean"
         if parts.get(name) is None:
             return
-        rows = self._rows(name, parts[name], mask)
+        rows = rows_of(name, parts[name], axis, mask)
         self._add_rows(rows)
         if mean is not None:
             self.counters.add("mean", "rows", mean.number, device=mean.values.device)
@@ -226,31 +225,13 @@ class LatentSparsityMonitor(Monitor):
             self.counters.add("mean", "square", wide.square().sum(0), torch.float64)
         for grad in read:
             if grad.shape == rows.shape:
-                self._add_read(self._rows("gradient", grad, mask).raw.square().sum(0))
+                self._add_read(rows_of("gradient", grad, axis, mask).raw.square().sum(0))
         # a decoder that is blind to its input gives no gradient at all
-        automatic = isinstance(module, L.LightningModule) and module.automatic_optimization and outputs is not None
+        automatic = trainer is not None and trainer.lightning_module.automatic_optimization and outputs is not None
         if listened and not read and automatic:
             self._add_read(torch.zeros(rows.values.shape[1], device=rows.values.device))
 
-    def _rows(self, what: str, z: Any, mask: Tensor | None) -> _Rows:
-        if not isinstance(z, Tensor) and hasattr(z, "to_dense"):
-            z = z.to_dense()
-        if not isinstance(z, Tensor) or z.ndim < 2 or not z.is_floating_point():
-            raise ValueError(f"latent: {what}: expected floating-point codes (B, ...), got {_what(z)}.")
-        axis = self.latent_dim_axis if self.latent_dim_axis is not None else (1 if z.ndim >= 4 else -1)
-        if not -z.ndim <= axis < z.ndim:
-            raise ValueError(f"unit_dim: the latent is {tuple(z.shape)}, got {axis}.")
-        moved = z.detach().movedim(axis, -1)
-        values = widen(moved.flatten(0, -2))
-        counts = values.isfinite().all(1)
-        nonfinite = ~counts
-        if mask is not None:
-            chosen = _spread(mask, moved.shape[:-1]).to(values.device)
-            counts, nonfinite = counts & chosen, nonfinite & chosen
-        kept = torch.where(counts[:, None], values, torch.zeros_like(values))
-        return _Rows(z.shape, values, kept, counts, counts.sum(), nonfinite.sum())
-
-    def _add_rows(self, rows: _Rows) -> None:
+    def _add_rows(self, rows: Rows) -> None:
         add, z = self.counters.add, rows.values
         add("latent", "rows", rows.number)
         add("latent", "nonfinite", rows.nonfinite)
@@ -281,7 +262,7 @@ class LatentSparsityMonitor(Monitor):
 
     def _add_codes(self, indices: Any, num_codes: Tensor | int | None) -> None:
         if not isinstance(indices, Tensor) or indices.is_floating_point() or indices.is_complex():
-            raise ValueError(f"latent: indices: expected whole numbers (B, ...), got {_what(indices)}.")
+            raise ValueError(f"latent: indices: expected whole numbers (B, ...), got {describe(indices)}.")
         if num_codes is None:
             raise ValueError("latent: indices need num_codes beside them, the size of the codebook.")
         if not isinstance(num_codes, Tensor) or num_codes.device.type == "cpu":
@@ -298,7 +279,7 @@ class LatentSparsityMonitor(Monitor):
 
     def summary(self) -> dict[str, float]:
         """All figures that apply, by name."""
-        return self._summary(self.results())
+        return summary(self.results())
 
     def firing_frequency(self) -> Tensor:
         """Share of the rows in which each latent is on, ``(D,)``, float64."""
@@ -314,7 +295,7 @@ class LatentSparsityMonitor(Monitor):
 
     def unread_latents(self) -> Tensor:
         """Indices of the latents that vary and that nobody reads."""
-        return self._unread(self._with_rows()).nonzero().flatten()
+        return unread(self._with_rows()).nonzero().flatten()
 
     def num_samples(self) -> int:
         """Rows on which the figures rest."""
@@ -322,7 +303,7 @@ class LatentSparsityMonitor(Monitor):
 
     def variance(self) -> Tensor:
         """Variance of each latent over the data, ``(D,)``, float64."""
-        return self._covariance(self._with_rows())[1]
+        return covariance(self._with_rows())[1]
 
     # -- reading ----------------------------------------------------------------------------------------------
 
@@ -332,75 +313,9 @@ class LatentSparsityMonitor(Monitor):
             raise ValueError("No codes were seen yet: fit first, with every_n_steps so small that a step is looked at.")
         return results
 
-    def _covariance(self, results: Mapping[Key, Tensor]) -> tuple[Tensor | None, Tensor]:
-        """Of the latents, None for wide ones; and the variances."""
-        rows = results["latent", "rows"].double()
-        mean = results["z", "sum"] / rows
-        square = self._square(results) / rows
-        variance = _variance(square, mean)
-        if ("z", "cross") not in results:
-            return None, variance
-        covariance = results["z", "cross"] / rows - mean[:, None] * mean
-        varies = variance > 0
-        covariance = torch.where(varies[:, None] & varies, covariance, torch.zeros_like(covariance))
-        return covariance, variance
-
-    def _square(self, results: Mapping[Key, Tensor]) -> Tensor:
-        return results["z", "cross"].diagonal() if ("z", "cross") in results else results["z", "square"]
-
-    def _unread(self, results: Mapping[Key, Tensor]) -> Tensor:
-        _, variance = self._covariance(results)
-        if int(results.get(("latent", "read_steps"), torch.tensor(0))) == 0:
-            return torch.zeros_like(variance, dtype=torch.bool)
-        # gradients by a latent's own spread: a rescaled latent is read as much
-        weighted = results["latent", "read"] * variance
-        return (variance > 0) & (weighted <= 1e-12 * weighted.max())
-
-    def _summary(self, results: Mapping[Key, Tensor]) -> dict[str, float]:
-        values: dict[str, float] = {}
-        if ("latent", "codes") in results:
-            counts = results["latent", "codes"].double()
-            values["codebook_usage"] = float(codebook_usage(counts))
-            values["perplexity"] = float(perplexity(counts))
-            outside = int(results["latent", "codes_outside"])
-            if outside:
-                rank_zero_warn(f"latent: {outside} indices are not below num_codes = {len(counts)}, and were left out.")
-        if ("latent", "kl") in results and int(results["latent", "kl_rows"]) > 0:
-            values["kl"] = float((results["latent", "kl"] / results["latent", "kl_rows"].double()).sum())
-        if int(results.get(("latent", "nonfinite"), torch.tensor(0))):
-            values["nonfinite_rows"] = float(results["latent", "nonfinite"])
-        rows = int(results.get(("latent", "rows"), torch.tensor(0)))
-        if rows == 0:
-            return values
-        fired = results["latent", "fired"]
-        values |= {
-            "l0": float(fired.sum()) / rows,
-            "l1": float(results["z", "abs"].sum()) / rows,
-            "dead_fraction": float((fired == 0).double().mean()),
-            "always_on_fraction": float((fired == rows).double().mean()),
-            "samples": float(rows),
-        }
-        shaped = int(results.get(("latent", "shaped"), torch.tensor(0)))
-        for name in ("hoyer", "gini", "population_sparsity"):
-            if shaped:
-                values[name] = float(results["latent", name]) / shaped
-        if rows > 1 and int(fired.sum()) > 0:
-            lifetimes = lifetime_sparsity(results["z", "abs"] / rows, self._square(results) / rows, rows)
-            values["lifetime_sparsity"] = float(lifetimes.nanmean())
-        covariance, variance = self._covariance(results)
-        if ("mean", "rows") in results:
-            count = results["mean", "rows"].double()
-            variance = _variance(results["mean", "square"] / count, results["mean", "sum"] / count)
-        values["active_units"] = float(active_units(variance))
-        if covariance is not None:
-            values["effective_rank"] = float(effective_rank(covariance))
-        if int(results.get(("latent", "read_steps"), torch.tensor(0))):
-            values["unread_fraction"] = float(self._unread(results).double().mean())
-        return values
-
     def scalars(self) -> dict[str, float]:
         """The summary."""
-        return self._summary(self._now)
+        return summary(self._now)
 
     def histograms(self) -> dict[str, Tensor]:
         """Log10 of the firing frequencies; a latent that was never on is at that of half a row."""
@@ -408,26 +323,6 @@ class LatentSparsityMonitor(Monitor):
             return {}
         rows = self._now["latent", "rows"].double()
         return {"log10_frequency": (self._now["latent", "fired"].double().clamp(min=0.5) / rows).log10()}
-
-
-class _Rows(NamedTuple):
-    """Codes as rows.
-
-    Attributes:
-        shape: that they came in.
-        raw: all rows, ``(n, D)``.
-        values: 0 in the rows that do not count: padding, and those that are not finite.
-        counts: which rows do, ``(n,)``.
-        number: how many these are, on the device.
-        nonfinite: how many would, but are not finite.
-    """
-
-    shape: torch.Size
-    raw: Tensor
-    values: Tensor
-    counts: Tensor
-    number: Tensor
-    nonfinite: Tensor
 
 
 class _Keep:
@@ -441,51 +336,5 @@ class _Keep:
             self._monitor._read.append(grad)
 
 
-def _names(latent: Latent | None) -> dict[str, tuple[str, int]]:
-    """Modules by the part that they give, and which item of their output it is."""
-    if latent is None or (callable(latent) and not isinstance(latent, (nn.Module, type))):
-        return {}
-    if not isinstance(latent, (str, Mapping)):
-        raise TypeError(
-            f"latent: expected a module's name, a dict of names or a function, got {_what(latent)}"
-            f"{'; give its name' if isinstance(latent, nn.Module) else ''}."
-        )
-    given = {"z": latent} if isinstance(latent, str) else dict(latent)
-    codes = given.pop("num_codes", None)
-    if not given or not set(given) <= set(_PARTS):
-        raise ValueError(f"latent: expected names for some of {list(_PARTS)}, got {sorted(latent)}.")
-    if ("indices" in given) != isinstance(codes, int):
-        raise ValueError(f"latent: indices and the number num_codes belong together, got {latent}.")
-    found = {}
-    for part, name in given.items():
-        fits = re.fullmatch(r"([^\[\]]+)(?:\[(\d+)\])?", name) if isinstance(name, str) else None
-        if fits is None:
-            raise ValueError(f"latent: expected a module's name such as 'encoder.2' or 'encoder[1]', got {name!r}.")
-        found[part] = (clean_name(fits[1]), int(fits[2] or 0))
-    return found
-
-
-def _spread(mask: Tensor, shape: torch.Size) -> Tensor:
-    """Which rows count, for a mask over the first axes of their positions; or an example counts if any of it does."""
-    chosen = mask > 0
-    if chosen.shape == shape[: chosen.ndim]:
-        return chosen.reshape(*chosen.shape, *(1 for _ in shape[chosen.ndim :])).expand(shape).flatten()
-    if chosen.numel() == shape.numel():
-        return chosen.flatten()
-    if chosen.ndim > 1 and len(chosen) == shape[0] and len(shape) == 1:
-        return chosen.flatten(1).any(1)
-    raise ValueError(f"mask_fn: the latent has rows {tuple(shape)}, got a mask of shape {tuple(mask.shape)}.")
-
-
 def _wide(z: Tensor) -> Tensor:
     return z if z.device.type == "mps" else z.double()
-
-
-def _variance(square: Tensor, mean: Tensor) -> Tensor:
-    """Mean of the squares less the square of the mean; 0 where that is rounding, of numbers in single precision."""
-    variance = square - mean.square()
-    return torch.where(variance > 1e-12 * square, variance, torch.zeros_like(variance))
-
-
-def _what(z: Any) -> str:
-    return f"{z.dtype} {tuple(z.shape)}" if isinstance(z, Tensor) else type(z).__name__

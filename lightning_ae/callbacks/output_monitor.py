@@ -68,17 +68,16 @@ class OutputMonitor(Monitor):
         self.twice: dict[str, str] = {}
         self._outputs: dict[torch.Size, Tensor] = {}
         self._x_hat: Tensor | None = None
-        self._last: tuple[Tensor, str] | None = None
+        self._last: tuple[Tensor, Site] | None = None
         self._pair: tuple[Tensor, Tensor, str] | None = None
         self._step = 0
 
     def on_activation(self, event: Event) -> None:
         """Look whether it comes right after another, and whether it is the output."""
-        site = event.site
-        before = site.origin.site if site.origin is not None else None
-        if before is not None and site.activation.name in RANGES:
-            self.twice[site.name] = before.name
-        self._last = (event.y, site.activation.name)
+        site, last = event.site, self._last
+        if last is not None and event.z is not None and _is_view(event.z, last[0]) and site.activation.name in RANGES:
+            self.twice[site.name] = last[1].name
+        self._last = (event.y, site)
         if site.name == self.output:
             self._x_hat, self.activation = event.y, site.activation.name
             self.range = RANGES.get(self.activation, self.range)
@@ -97,9 +96,10 @@ class OutputMonitor(Monitor):
         logits = name == "bce_with_logits"
         if prediction.shape != target.shape or not prediction.requires_grad or prediction.ndim < 2:
             return
-        if logits and site is not None and site.activation.name in RANGES:
-            self.twice["the loss's sigmoid"] = site.name
-        activation = "sigmoid" if logits else site.activation.name if site is not None else "identity"
+        last = self._last[1] if self._last is not None and _is_view(prediction, self._last[0]) else None
+        if logits and last is not None and last.activation.name in RANGES:
+            self.twice["the loss's sigmoid"] = last.name
+        activation = last.activation.name if last is not None else "identity"
         x_hat = prediction.detach().sigmoid() if logits else prediction.detach()
         self._pair = (x_hat, target.detach(), "bernoulli" if logits or name == "bce" else activation)
 
@@ -122,9 +122,9 @@ class OutputMonitor(Monitor):
             self.activation, self.range = pair[2], RANGES.get(pair[2], (-math.inf, math.inf))
         elif x is not None and x_hat is None:
             x_hat = candidates.get(x.shape)
-            if x_hat is not None and last is not None and last[0].data_ptr() == x_hat.data_ptr():
-                self.activation = last[1]
-                self.range = RANGES.get(last[1], (-math.inf, math.inf))
+            if x_hat is not None and last is not None and _is_view(x_hat, last[0]):
+                self.activation = last[1].activation.name
+                self.range = RANGES.get(self.activation, (-math.inf, math.inf))
         if x is not None and x_hat is not None and x.numel() == x_hat.numel() and x.ndim > 1 and x.is_floating_point():
             self._add_pair(full_precision(x).flatten(1), full_precision(x_hat.detach()).flatten(1))
 
@@ -217,3 +217,8 @@ class OutputMonitor(Monitor):
         """``fvu`` and ``spread``."""
         figures = self._figures(self._now)
         return {name: figures[name] for name in ("fvu", "spread") if name in figures}
+
+
+def _is_view(tensor: Tensor, other: Tensor) -> bool:
+    # the same numbers in another shape
+    return tensor.data_ptr() == other.data_ptr() and tensor.numel() == other.numel()

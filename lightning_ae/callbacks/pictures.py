@@ -70,7 +70,7 @@ def _units(report: Report) -> Figure | None:
 
 def _transmission(report: Report) -> Figure | None:
     """Transmission of each site over the steps, by depth."""
-    if len(report.over_time) < 2:
+    if len(report.over_time) < 2 or not any(value > 0 for row in report.over_time.values() for value in row.values()):
         return None
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.add_subplot()
