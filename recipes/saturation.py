@@ -13,7 +13,7 @@ slope and the share of the gradient that passes, for each activation. The optimi
 as Adam divides the gradient by its size and so hides what happens.
 
     python recipes/saturation.py                        # scikit-learn's digits, half a minute
-    python recipes/saturation.py --root ~/data          # MNIST from a folder of yours
+    python recipes/saturation.py --root ~/data          # MNIST from a folder of yours, five minutes
 
 Source: Glorot & Bengio 2010, Understanding the difficulty of training deep feedforward neural networks.
 """

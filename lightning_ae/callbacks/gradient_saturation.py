@@ -139,9 +139,8 @@ class GradientSaturationMonitor(Monitor):
     def _flat(self, event: Event, elements: int | Tensor) -> Tensor | None:
         if event.site.activation.name in ("relu", "relu6", "hardtanh"):
             return elements - event.live().sum()
-        if event.site.activation.slope is None:
-            return None
-        slope = event.site.activation.slope(event.z, event.y, event.options)
+        slope_of = event.site.activation.slope
+        slope = None if slope_of is None else slope_of(event.z, event.y, event.options)
         if slope is None:
             return None
         flat = slope.abs() < self.eps
@@ -153,16 +152,11 @@ class GradientSaturationMonitor(Monitor):
             self._output_grads.append((grad_z, self._unscale()))
         if not self.wants(site):
             return
-        self._add_squares(site.name, ("grad_z", "grad_y"), (grad_z, grad_y))
-
-    def _add_squares(self, name: str, fields: Sequence[str], tensors: Sequence[Tensor]) -> None:
-        norms = norms_of(tensors)
-        sums = [self.counters.get(name, field, (), torch.float64, norms.device) for field in fields]
-        squares = norms.to(sums[0].dtype).mul_(self._unscale()).square_()
+        norms = norms_of((grad_z, grad_y))
+        total = self.counters.get(site.name, "gradients", (2,), torch.float64, norms.device)
+        squares = norms.to(total.dtype).mul_(self._unscale()).square_()
         # a step that AMP skips must not spoil the sums
-        squares = torch.where(squares.isfinite().all(), squares, torch.zeros_like(squares))
-        for total, square in zip(sums, squares, strict=True):
-            total.add_(square)
+        total.add_(torch.where(squares.isfinite().all(), squares, torch.zeros_like(squares)))
 
     def _unscale(self) -> Tensor | float:
         # asked for when a gradient comes: the scaler makes its scale with the first loss, and changes it after the step
@@ -236,9 +230,7 @@ class GradientSaturationMonitor(Monitor):
         starved = wrong & (slopes < 0.01 * errors)
         values = torch.stack([slopes.sum().to(errors.dtype), errors.sum()])
         finite = values.isfinite().all()
-        values = torch.where(finite, values, torch.zeros_like(values))
-        for field, value in zip(("slopes", "errors"), values, strict=True):
-            self.counters.add("output", field, value, torch.float64)
+        self.counters.add("output", "sums", torch.where(finite, values, torch.zeros_like(values)), torch.float64)
         for field, marked in (("wrong", wrong), ("starved", starved)):
             self.counters.add("output", field, marked.sum() * finite)
 
@@ -302,9 +294,9 @@ class GradientSaturationMonitor(Monitor):
     def transmission_of(self, results: Mapping[Key, Tensor]) -> dict[str, float]:
         """:meth:`transmission`, from these sums."""
         return {
-            site: math.sqrt(float(results[site, "grad_z"]) / float(before))
-            for (site, field), before in results.items()
-            if field == "grad_y" and float(before) > 0
+            site: math.sqrt(float(squares[0]) / float(squares[1]))
+            for (site, field), squares in results.items()
+            if field == "gradients" and float(squares[1]) > 0
         }
 
     def _per_layer(self, results: Mapping[Key, Tensor], above: str, below: str) -> dict[str, float]:
@@ -314,12 +306,11 @@ class GradientSaturationMonitor(Monitor):
         return {layer: ratio for layer, ratio in zip(self.layers, ratios, strict=True) if math.isfinite(ratio)}
 
     def _output(self, results: Mapping[Key, Tensor]) -> tuple[float, float]:
-        errors = float(results.get(("output", "errors"), torch.tensor(0.0)))
+        slopes, errors = results.get(("output", "sums"), torch.zeros(2)).tolist()
         if errors == 0:
             return math.nan, math.nan
         wrong = int(results["output", "wrong"])
-        ratio = float(results["output", "slopes"]) / errors
-        return ratio, int(results["output", "starved"]) / wrong if wrong else 0.0
+        return slopes / errors, int(results["output", "starved"]) / wrong if wrong else 0.0
 
     def scalars(self) -> dict[str, float]:
         """Summary, and figures by site and layer."""
