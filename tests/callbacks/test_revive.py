@@ -261,6 +261,24 @@ def test_new_incoming_weights_have_the_deviation_of_he(make_trainer):
     assert abs(after.weights["net.0.weight"][:, :40].std() / (2 / (32 * 4)) ** 0.5 - 1) < 0.02
 
 
+def test_a_unit_that_dies_again_gets_other_weights_and_seeds_differ(make_trainer):
+    drawn = []
+
+    class Kill(L.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if batch_idx == 0 and trainer.current_epoch > 0:
+                drawn.append(pl_module.net[0].weight[2].detach().clone())
+                kill(pl_module.net[0], [2])
+
+    for seed in (0, 0, 1):
+        net, shape, _ = mlp()
+        x = torch.randn(N, *shape)
+        make_trainer(max_epochs=3, callbacks=[DeadUnitReviver(seed=seed), Kill()]).fit(Net(net), loader(x), loader(x))
+    assert torch.equal(drawn[0], drawn[2])
+    assert (drawn[0] != drawn[1]).all()
+    assert (drawn[0] != drawn[4]).all()
+
+
 def test_a_model_whose_layers_are_dead_altogether_comes_back_to_life(make_trainer):
     code = nn.Linear(8, 2)  # linear, so a path of zeros to it would keep the decoder dead
     net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), code, nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 3))
