@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
         data = load_data(args)
         model = build(name, data.in_shape, args)
         reviver = DeadUnitReviver(seed=args.seed)
-        monitor = DeadReLUMonitor(every_n_steps=1, horizon=args.horizon)
+        monitor = DeadReLUMonitor(every_n_steps=1, horizon=args.horizon or (1000 if args.root is None else 10_000))
         curves[name] = Curves(monitor)
         trainer = L.Trainer(
             max_epochs=args.epochs,
@@ -116,7 +116,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--latent-dim", type=int, default=16)
     parser.add_argument("--bias", type=float, default=-0.2, help="hidden biases at the start, as is")
     parser.add_argument("--lr", type=float, default=5e-3)
-    parser.add_argument("--horizon", type=int, default=1000, help="examples on which a verdict rests, at least")
+    parser.add_argument("--horizon", type=int, help="examples on which a verdict rests; 1000, of MNIST 10,000")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--accelerator", default="auto", help="as for lightning.Trainer")
