@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lightning_ae.callbacks.probe.watch import clean_name
+from lightning_ae.callbacks.probe.site import clean_name
 from lightning_ae.metrics.sparsity import widen
 
 PARTS = ("z", "mean", "log_variance", "kl", "indices", "num_codes")

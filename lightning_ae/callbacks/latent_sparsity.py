@@ -15,7 +15,7 @@ from lightning_ae.callbacks.latent_summary import covariance, summary, unread
 from lightning_ae.callbacks.probe import Monitor
 from lightning_ae.callbacks.probe.counters import Key
 from lightning_ae.callbacks.probe.monitor import MaskFunction
-from lightning_ae.callbacks.probe.watch import clean_name
+from lightning_ae.callbacks.probe.site import clean_name
 from lightning_ae.metrics.latents import kl_per_dimension
 from lightning_ae.metrics.sparsity import gini, hoyer, population_sparsity
 from lightning_ae.models import Autoencoder

@@ -11,7 +11,7 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 
 from lightning_ae.callbacks.probe.counters import Counters
-from lightning_ae.callbacks.probe.watch import clean_name
+from lightning_ae.callbacks.probe.site import clean_name
 
 
 class _Step:

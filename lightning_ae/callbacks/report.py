@@ -35,6 +35,14 @@ class Report:
         history: loss and fraction of variance unexplained over the fit.
         frequencies: firing frequency of each unit, by site.
         over_time: transmission of each site, by step.
+
+    Example:
+        >>> print(Report(findings=[], latent={"l0": 4.0}))
+        Nothing was found to be wrong.
+        <BLANKLINE>
+        Latent
+          measure  value
+          l0       4
     """
 
     findings: list[Finding]

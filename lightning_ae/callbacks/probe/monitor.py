@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ae.callbacks.probe.counters import Counters, Key, reduce_and_read
-from lightning_ae.callbacks.probe.watch import Event, Site
+from lightning_ae.callbacks.probe.site import Event, Site
 
 if TYPE_CHECKING:
     from lightning_ae.callbacks.probe.probe import Probe

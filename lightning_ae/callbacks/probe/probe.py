@@ -13,7 +13,8 @@ from torch import Tensor
 from lightning_ae.callbacks.probe.counters import Key, reduce_and_read
 from lightning_ae.callbacks.probe.histograms import log_histogram
 from lightning_ae.callbacks.probe.monitor import Monitor, SiteInfo, first_tensor
-from lightning_ae.callbacks.probe.watch import Watch, _Open
+from lightning_ae.callbacks.probe.opened import OpenWatch
+from lightning_ae.callbacks.probe.watch import Watch
 from lightning_ae.models import Autoencoder
 
 Shapes = dict[tuple[int, Key], tuple[tuple[int, ...], torch.dtype]]
@@ -34,7 +35,7 @@ class Probe:
         self.watch = Watch()
         #: of AMP: gradients on the way are this many times too large, on the device; None for 1
         self.loss_scale: Tensor | None = None
-        self._open: _Open | None = None
+        self._open: OpenWatch | None = None
         self._stance: Any = None
         self._listening: list[Monitor] = []
         self._looking = False

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from lightning_ae.callbacks.probe import Event, Site, Watch
 from lightning_ae.callbacks.probe.counters import Counters, Key, reduce_and_read
 from lightning_ae.callbacks.probe.flow import Flow, Reader
-from lightning_ae.callbacks.probe.watch import clean_name
+from lightning_ae.callbacks.probe.site import clean_name
 
 _LAYERS = {
     functional.linear,

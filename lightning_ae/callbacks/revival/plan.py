@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lightning_ae.callbacks.probe.counters import Key
 from lightning_ae.callbacks.probe.flow import Reader
-from lightning_ae.callbacks.probe.watch import clean_name
+from lightning_ae.callbacks.probe.site import clean_name
 from lightning_ae.callbacks.revival.evidence import Evidence, Facts
 from lightning_ae.callbacks.revival.surgery import Edit, Repair
 

@@ -9,7 +9,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from lightning_ae.callbacks.probe.watch import clean_name
+from lightning_ae.callbacks.probe.site import clean_name
 
 #: What optimizers keep that is a copy of the weights and no moment: averages of ASGD, iterates of schedule-free ones.
 _COPIES = ("ax", "z")
