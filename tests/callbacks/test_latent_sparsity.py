@@ -506,6 +506,7 @@ def test_a_small_latent_is_read_if_its_weight_is_large(make_trainer):
         model.decoder.linear.weight[:, 0] *= 1e5
         model.encoder.weight[1] *= 1e5
         model.decoder.linear.weight[:, 1] *= 1e-5
+        model.decoder.linear.weight[:, 2] *= 1e-4  # little, and yet read
     assert watch(make_trainer, model, torch.rand(32, 6)).unread_latents().tolist() == [3]
 
 
