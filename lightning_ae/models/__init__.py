@@ -4,6 +4,7 @@ from lightning_ae.models.base import Autoencoder, AutoencoderOutput
 from lightning_ae.models.contractive import ContractiveAutoencoder
 from lightning_ae.models.conv import ConvAutoencoder
 from lightning_ae.models.denoising import DenoisingAutoencoder
+from lightning_ae.models.dictionary import DictionaryAutoencoder
 from lightning_ae.models.linear import LinearAutoencoder
 from lightning_ae.models.mlp import MLPAutoencoder
 
@@ -13,6 +14,7 @@ __all__ = [
     "ContractiveAutoencoder",
     "ConvAutoencoder",
     "DenoisingAutoencoder",
+    "DictionaryAutoencoder",
     "LinearAutoencoder",
     "MLPAutoencoder",
 ]

@@ -1,6 +1,7 @@
 """Encoders and decoders; any ``nn.Module`` may stand in their place."""
 
 from lightning_ae.networks.conv import ConvDecoder, ConvEncoder
+from lightning_ae.networks.dictionary import DictionaryDecoder, DictionaryEncoder
 from lightning_ae.networks.init import initialise, make_activation
 from lightning_ae.networks.linear import LinearDecoder, LinearEncoder, TiedLinear
 from lightning_ae.networks.mlp import MLPDecoder, MLPEncoder
@@ -9,6 +10,8 @@ from lightning_ae.networks.pairs import conv_pair, mlp_pair
 __all__ = [
     "ConvDecoder",
     "ConvEncoder",
+    "DictionaryDecoder",
+    "DictionaryEncoder",
     "LinearDecoder",
     "LinearEncoder",
     "MLPDecoder",

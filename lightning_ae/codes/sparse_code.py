@@ -1,0 +1,226 @@
+"""Codes of which only what is on is stored, and their two linear maps with sparse gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+Select = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+class SparseCode:
+    r"""A code ``(B, num_latents)`` of which ``m`` entries of each row are stored; the others are 0.
+
+    Args:
+        values: ``(B, m)``; zeros among them are entries that are off.
+        indices: int64 ``(B, m)``, the latent of each value; no latent twice in a row.
+        num_latents: ``n``.
+
+    Raises:
+        ValueError: if the shapes differ.
+
+    Example:
+        >>> z = SparseCode(torch.tensor([[3.0, 2.0]]), torch.tensor([[0, 3]]), num_latents=4)
+        >>> z.to_dense()
+        tensor([[3., 0., 0., 2.]])
+        >>> z.decode(torch.eye(4))
+        tensor([[3., 0., 0., 2.]])
+    """
+
+    def __init__(self, values: Tensor, indices: Tensor, num_latents: int, *, _order: _Order | None = None) -> None:
+        if values.shape != indices.shape or values.ndim != 2:
+            raise ValueError(
+                f"SparseCode: expected values and indices (B, m), got {tuple(values.shape)} and {tuple(indices.shape)}."
+            )
+        self.values = values
+        self.indices = indices
+        self.num_latents = num_latents
+        self._order = _Order(indices, num_latents) if _order is None else _order
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        return self.values.shape[0]
+
+    def __getitem__(self, rows: slice | Tensor) -> SparseCode:
+        """Some of the examples."""
+        return SparseCode(self.values[rows], self.indices[rows], self.num_latents)
+
+    def __repr__(self) -> str:
+        """Shape, entries, type."""
+        return f"SparseCode(shape={tuple(self.shape)}, entries={self.values.shape[1]}, dtype={self.dtype})"
+
+    @property
+    def shape(self) -> torch.Size:
+        """``(B, num_latents)``, as if it were dense."""
+        return torch.Size((self.values.shape[0], self.num_latents))
+
+    @property
+    def ndim(self) -> int:
+        """2."""
+        return 2
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the values."""
+        return self.values.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Of the values."""
+        return self.values.device
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether the values have a graph."""
+        return self.values.requires_grad
+
+    def _with(self, values: Tensor) -> SparseCode:
+        return SparseCode(values, self.indices, self.num_latents, _order=self._order)
+
+    def detach(self) -> SparseCode:
+        """The same, cut from the graph."""
+        return self._with(self.values.detach())
+
+    def prefix(self, size: int) -> SparseCode:
+        """The same with all latents from ``size`` on set to 0."""
+        return self._with(torch.where(self.indices < size, self.values, torch.zeros_like(self.values)))
+
+    def to(self, *args: Any, **kwargs: Any) -> SparseCode:
+        """On another device, or with values of another type."""
+        values = self.values.to(*args, **kwargs)
+        return SparseCode(values, self.indices.to(values.device), self.num_latents)
+
+    def cpu(self) -> SparseCode:
+        """On the CPU."""
+        return self.to("cpu")
+
+    def to_dense(self) -> Tensor:
+        """As a tensor ``(B, num_latents)``, with a gradient."""
+        return self.values.new_zeros(self.shape).scatter_add(1, self.indices, self.values)
+
+    def decode(self, atoms: Tensor) -> Tensor:
+        r"""Sum of atoms :math:`\sum_i z_i d_i` ``(B, d)``, for ``atoms`` ``(num_latents, d)``, their rows."""
+        if atoms.ndim != 2 or atoms.shape[0] != self.num_latents:
+            raise ValueError(f"atoms: expected ({self.num_latents}, d), got {tuple(atoms.shape)}.")
+        decoded: Tensor = _Decode.apply(self.values.to(atoms.dtype), self.indices, atoms, self._order)
+        return decoded
+
+    def fired(self) -> Tensor:
+        """Which latents are on in any example, bool ``(num_latents,)``."""
+        counts = torch.zeros(self.num_latents, dtype=torch.int32, device=self.device)
+        return counts.index_add_(0, self.indices.flatten(), (self.values != 0).flatten().int()) > 0
+
+
+class _Order:
+    """Entries sorted by latent: sorted once, when the first gradient asks for it."""
+
+    def __init__(self, indices: Tensor, num_latents: int) -> None:
+        self.indices = indices
+        self.num_latents = num_latents
+        self._sorted: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def rows(self, values: Tensor, x: Tensor) -> Tensor:
+        """For each latent the sum of rows of ``x``, each times the value of that latent in it: :math:`Z^T x`."""
+        if self._sorted is None:
+            latents, order = self.indices.flatten().sort()
+            starts = torch.searchsorted(latents, torch.arange(self.num_latents, device=latents.device))
+            self._sorted = order, order // max(1, self.indices.shape[1]), starts
+        order, examples, starts = self._sorted
+        weights = values.flatten().index_select(0, order)
+        return functional.embedding_bag(examples, x, starts, per_sample_weights=weights, mode="sum")
+
+
+class _Decode(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, indices: Tensor, atoms: Tensor, order: _Order) -> Tensor:
+        ctx.save_for_backward(values, indices, atoms)
+        ctx.order = order
+        return functional.embedding_bag(indices, atoms, per_sample_weights=values, mode="sum")
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, Tensor | None, None]:
+        values, indices, atoms = ctx.saved_tensors
+        grad = grad.contiguous()
+        to_values = _dot_rows(grad, atoms, indices) if ctx.needs_input_grad[0] else None
+        to_atoms = ctx.order.rows(values, grad) if ctx.needs_input_grad[2] else None
+        return to_values, None, to_atoms, None
+
+
+def _dot_rows(x: Tensor, rows: Tensor, indices: Tensor) -> Tensor:
+    r"""Products :math:`x_b \cdot r_{i(b,j)}`, ``(B, m)``, without gathering the rows."""
+    bags, width = indices.shape
+    starts = torch.arange(0, bags * width, max(1, width), device=x.device)[:bags]
+    owner = torch.arange(bags, device=x.device).repeat_interleave(width)
+    flat: Tensor = torch.ops.aten._embedding_bag_per_sample_weights_backward(
+        x, rows, indices.flatten(), starts, owner, 0, -1
+    )
+    return flat.view(bags, width)
+
+
+class _SelectLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, select: Select, orders: list[_Order]
+    ) -> tuple[Tensor, Tensor]:
+        values, indices = select(functional.linear(x, weight, bias))
+        orders.append(_Order(indices, weight.shape[0]))
+        ctx.save_for_backward(x, weight, values, indices)
+        ctx.order = orders[0]
+        ctx.mark_non_differentiable(indices)
+        return values, indices
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
+        x, weight, values, indices = ctx.saved_tensors
+        grad = torch.where(values > 0, grad, torch.zeros_like(grad)).to(weight.dtype)
+        to_x = to_weight = to_bias = None
+        if ctx.needs_input_grad[0]:
+            to_x = functional.embedding_bag(indices, weight, per_sample_weights=grad, mode="sum").to(x.dtype)
+        if ctx.needs_input_grad[1]:
+            to_weight = ctx.order.rows(grad, x.to(weight.dtype))
+        if ctx.needs_input_grad[2]:
+            to_bias = grad.new_zeros(weight.shape[0]).index_add_(0, indices.flatten(), grad.flatten())
+        return to_x, to_weight, to_bias, None, None
+
+
+def select_linear(x: Tensor, weight: Tensor, bias: Tensor, select: Select) -> SparseCode:
+    r"""Select from :math:`h = Wx + b` and keep the selection only; the gradient of :math:`W` is a sparse sum, too.
+
+    Args:
+        x: ``(B, d)``.
+        weight: :math:`W`, ``(n, d)``.
+        bias: :math:`b`, ``(n,)``.
+        select: from ``h`` ``(B, n)`` to values of at least 0 and indices, ``(B, m)`` each. A value that is positive
+            must be that of ``h``, and gets a gradient; the others get none.
+
+    Returns:
+        The code.
+
+    Raises:
+        ValueError: if ``x`` is not ``(B, d)``.
+    """
+    if x.ndim != 2 or x.shape[1] != weight.shape[1]:
+        raise ValueError(f"x: expected a batch (B, {weight.shape[1]}), got {tuple(x.shape)}.")
+    orders: list[_Order] = []
+    values, indices = _SelectLinear.apply(x, weight, bias, select, orders)
+    return SparseCode(values, indices, weight.shape[0], _order=orders[0])
+
+
+def select_from(h: Tensor, select: Select) -> SparseCode:
+    """Select from ``h`` ``(B, n)`` itself, as :func:`select_linear` does from what it computes.
+
+    Raises:
+        ValueError: if ``h`` has other dimensions.
+    """
+    if h.ndim != 2:
+        raise ValueError(f"h: expected pre-activations (B, n), got {tuple(h.shape)}; flatten them in the encoder.")
+    values, indices = select(h.detach())
+    kept = torch.where(values > 0, h.gather(1, indices), torch.zeros_like(values))
+    return SparseCode(kept, indices, h.shape[1])
