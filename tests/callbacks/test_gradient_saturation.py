@@ -218,6 +218,7 @@ CALLS = {
     "leaky_relu": [
         functional.leaky_relu,
         lambda z: functional.leaky_relu(z, 0.3),
+        lambda z: functional.leaky_relu(z, -0.3),
         nn.LeakyReLU(0.2, inplace=True),
     ],
     "elu": [functional.elu, lambda z: functional.elu(z, alpha=1.7), nn.ELU(0.4, inplace=True)],
@@ -232,6 +233,7 @@ CALLS = {
         functional.softplus,
         lambda z: functional.softplus(z, 3.0),
         lambda z: functional.softplus(z, beta=0.5, threshold=30),
+        lambda z: functional.softplus(z, beta=1.0, threshold=1.0),
     ],
     "logsigmoid": [functional.logsigmoid],
     "softsign": [functional.softsign],

@@ -45,7 +45,9 @@ class Activation(NamedTuple):
 
 
 def _where(condition: Tensor, inside: float | Tensor, outside: float | Tensor, like: Tensor) -> Tensor:
-    return torch.where(condition, torch.as_tensor(inside, dtype=like.dtype, device=like.device), outside)
+    # numbers as they are: made into tensors they would have to be copied to the device
+    chosen: Tensor = torch.where(condition, inside, outside)  # type: ignore[arg-type]
+    return chosen.to(like.dtype)
 
 
 def _relu(z: Tensor | None, y: Tensor, options: dict[str, Any]) -> Tensor:
@@ -61,7 +63,8 @@ def _relu6(z: Tensor | None, y: Tensor, options: dict[str, Any]) -> Tensor:
 
 
 def _leaky_relu(z: Tensor | None, y: Tensor, options: dict[str, Any]) -> Tensor:
-    return _where(y.gt(0), 1.0, options["negative_slope"], y)
+    # from the input where it is there: a negative slope turns the sign of the output
+    return _where((y if z is None else z).gt(0), 1.0, options["negative_slope"], y)
 
 
 def _elu(z: Tensor | None, y: Tensor, options: dict[str, Any]) -> Tensor:
@@ -110,7 +113,9 @@ def _mish(z: Tensor | None, y: Tensor, options: dict[str, Any]) -> Tensor | None
 
 
 def _softplus(z: Tensor | None, y: Tensor, options: dict[str, Any]) -> Tensor:
-    return 1 - torch.exp(-options["beta"] * y)
+    # the identity beyond the threshold, as torch computes it
+    scaled = options["beta"] * y
+    return _where(scaled.gt(options["threshold"]), 1.0, 1 - torch.exp(-scaled), y)
 
 
 def _log_sigmoid(z: Tensor | None, y: Tensor, options: dict[str, Any]) -> Tensor:
