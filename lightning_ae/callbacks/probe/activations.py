@@ -114,8 +114,8 @@ def _mish(z: Tensor | None, y: Tensor, options: dict[str, Any]) -> Tensor | None
 
 def _softplus(z: Tensor | None, y: Tensor, options: dict[str, Any]) -> Tensor:
     # the identity beyond the threshold, as torch computes it
-    scaled = options["beta"] * y
-    return _where(scaled.gt(options["threshold"]), 1.0, 1 - torch.exp(-scaled), y)
+    beyond = (options["beta"] * (y if z is None else z)).gt(options["threshold"])
+    return _where(beyond, 1.0, 1 - torch.exp(-options["beta"] * y), y)
 
 
 def _log_sigmoid(z: Tensor | None, y: Tensor, options: dict[str, Any]) -> Tensor:
