@@ -17,13 +17,26 @@ from lightning_ae.callbacks import (
     load_predictions,
 )
 from lightning_ae.checkpoint import load
-from lightning_ae.codes import Code, CodeOutput, Identity
+from lightning_ae.codes import (
+    Code,
+    CodeOutput,
+    GatedCode,
+    Identity,
+    JumpReLUCode,
+    KLSparsityCode,
+    L1Code,
+    SoftThresholdCode,
+    soft_threshold,
+)
 from lightning_ae.corruption import Corruption, GaussianNoise, MaskingNoise, SaltAndPepper
 from lightning_ae.data import (
+    ActivationDataModule,
+    ActivationShards,
     DigitsDataModule,
     ImageFolderDataModule,
     TensorDataModule,
     VisionDataModule,
+    collect_activations,
     linear_gaussian,
 )
 from lightning_ae.losses import (
@@ -64,16 +77,19 @@ from lightning_ae.models import (
     DenoisingAutoencoder,
     LinearAutoencoder,
     MLPAutoencoder,
+    SparseAutoencoder,
 )
 from lightning_ae.networks import (
     ConvDecoder,
     ConvEncoder,
     LinearDecoder,
     LinearEncoder,
+    LISTAEncoder,
     MLPDecoder,
     MLPEncoder,
     conv_pair,
     mlp_pair,
+    sparse_encode,
 )
 from lightning_ae.pareto import ParetoFront, sweep
 from lightning_ae.penalties import (
@@ -90,6 +106,8 @@ from lightning_ae.rebuildable import Rebuildable
 __version__ = "0.1.0.dev0"
 
 __all__ = [
+    "ActivationDataModule",
+    "ActivationShards",
     "AlphaMix",
     "Autoencoder",
     "AutoencoderOutput",
@@ -113,6 +131,7 @@ __all__ = [
     "FeatureLoss",
     "Finding",
     "FractionVarianceUnexplained",
+    "GatedCode",
     "GaussianNLL",
     "GaussianNoise",
     "GradientSaturationMonitor",
@@ -120,6 +139,10 @@ __all__ = [
     "ImageFolderDataModule",
     "ImageGradients",
     "JacobianPenalty",
+    "JumpReLUCode",
+    "KLSparsityCode",
+    "L1Code",
+    "LISTAEncoder",
     "LPIPSLoss",
     "LaplaceNLL",
     "LatentSparsityMonitor",
@@ -145,6 +168,8 @@ __all__ = [
     "SSIMLoss",
     "SSIMParts",
     "SaltAndPepper",
+    "SoftThresholdCode",
+    "SparseAutoencoder",
     "SquaredError",
     "SubspaceAngle",
     "TensorDataModule",
@@ -154,6 +179,7 @@ __all__ = [
     "WeightPrior",
     "WeightedLoss",
     "ZeroInflatedNegativeBinomialNLL",
+    "collect_activations",
     "conv_pair",
     "diagnose",
     "linear_gaussian",
@@ -161,6 +187,8 @@ __all__ = [
     "load_predictions",
     "mlp_pair",
     "reconstruction_metrics",
+    "soft_threshold",
+    "sparse_encode",
     "ssim",
     "subspace_angles",
     "sweep",

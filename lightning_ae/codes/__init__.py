@@ -1,7 +1,24 @@
 """Codes: what stands between encoder and decoder."""
 
+from lightning_ae.codes.gated import GatedCode
 from lightning_ae.codes.identity import Code, CodeOutput, Identity
+from lightning_ae.codes.jump import JumpReLUCode
+from lightning_ae.codes.sparse import KLSparsityCode, L1Code, SoftThresholdCode, soft_threshold
 from lightning_ae.codes.sparse_code import SparseCode
 from lightning_ae.codes.topk import BatchTopKCode, SelectingCode, TopKCode
 
-__all__ = ["BatchTopKCode", "Code", "CodeOutput", "Identity", "SelectingCode", "SparseCode", "TopKCode"]
+__all__ = [
+    "BatchTopKCode",
+    "Code",
+    "CodeOutput",
+    "GatedCode",
+    "Identity",
+    "JumpReLUCode",
+    "KLSparsityCode",
+    "L1Code",
+    "SelectingCode",
+    "SoftThresholdCode",
+    "SparseCode",
+    "TopKCode",
+    "soft_threshold",
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -40,8 +41,16 @@ class Code(Rebuildable, nn.Module, ABC):
         output: CodeOutput = self(h)
         return output.z
 
-    def weights(self) -> dict[str, float]:
-        """Weight of each penalty in the objective, read at every step so that a schedule may change it."""
+    def weights(self) -> Mapping[str, float | Tensor]:
+        """Weight of each penalty in the objective, read at every step so that it may change while training."""
+        return {}
+
+    def auxiliary(self, score: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        """Further penalties of the latest forward pass, ``(B,)`` each: those that need a decoder.
+
+        Args:
+            score: the reconstruction loss ``(B,)`` of a latent when it is decoded with the decoder's weights frozen.
+        """
         return {}
 
     def statistics(self, h: Tensor) -> dict[str, Tensor]:

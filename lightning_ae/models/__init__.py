@@ -7,6 +7,7 @@ from lightning_ae.models.denoising import DenoisingAutoencoder
 from lightning_ae.models.dictionary import DictionaryAutoencoder
 from lightning_ae.models.linear import LinearAutoencoder
 from lightning_ae.models.mlp import MLPAutoencoder
+from lightning_ae.models.sparse import SparseAutoencoder
 
 __all__ = [
     "Autoencoder",
@@ -17,4 +18,5 @@ __all__ = [
     "DictionaryAutoencoder",
     "LinearAutoencoder",
     "MLPAutoencoder",
+    "SparseAutoencoder",
 ]

@@ -181,16 +181,21 @@ class Autoencoder(Rebuildable, L.LightningModule):
         """Raw, unweighted terms by name, ``(B,)`` or without dimensions each; every one is logged."""
         terms = self.loss.terms(output.params, x)
         penalties = {name: penalty(x, output, self) for name, penalty in self.penalties.items()}
-        if set(output.penalties) != set(self.code.weights()):
+        charges = {**output.penalties, **self.code.auxiliary(lambda z: self._score_frozen(z, x))}
+        if set(charges) != set(self.code.weights()):
             raise ValueError(
-                f"{type(self.code).__name__}: charges {sorted(output.penalties)}, but weights() has "
+                f"{type(self.code).__name__}: charges {sorted(charges)}, but weights() has "
                 f"{sorted(self.code.weights())}."
             )
-        merged = {**terms, **output.penalties, **penalties}
-        if "loss" in merged or len(merged) < len(terms) + len(output.penalties) + len(penalties):
-            names = [*terms, *output.penalties, *penalties]
+        merged = {**terms, **charges, **penalties}
+        if "loss" in merged or len(merged) < len(terms) + len(charges) + len(penalties):
+            names = [*terms, *charges, *penalties]
             raise ValueError(f"terms: each needs a name of its own, other than 'loss'; got {names}.")
         return merged
+
+    def _score_frozen(self, z: Tensor, x: Tensor) -> Tensor:
+        frozen = {name: parameter.detach() for name, parameter in self.decoder.named_parameters()}
+        return self.loss(torch.func.functional_call(self.decoder, frozen, (z,)), x)  # type: ignore[no-any-return]
 
     def objective(self, terms: dict[str, Tensor]) -> Tensor:
         """The sum of the terms, each of the code's and of the penalties times its weight, ``(B,)``.

@@ -2,8 +2,10 @@
 
 from lightning_ae.networks.conv import ConvDecoder, ConvEncoder
 from lightning_ae.networks.dictionary import DictionaryDecoder, DictionaryEncoder
+from lightning_ae.networks.fista import sparse_encode
 from lightning_ae.networks.init import initialise, make_activation
 from lightning_ae.networks.linear import LinearDecoder, LinearEncoder, TiedLinear
+from lightning_ae.networks.lista import LISTAEncoder
 from lightning_ae.networks.mlp import MLPDecoder, MLPEncoder
 from lightning_ae.networks.pairs import conv_pair, mlp_pair
 
@@ -12,6 +14,7 @@ __all__ = [
     "ConvEncoder",
     "DictionaryDecoder",
     "DictionaryEncoder",
+    "LISTAEncoder",
     "LinearDecoder",
     "LinearEncoder",
     "MLPDecoder",
@@ -21,4 +24,5 @@ __all__ = [
     "initialise",
     "make_activation",
     "mlp_pair",
+    "sparse_encode",
 ]

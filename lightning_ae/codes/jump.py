@@ -1,0 +1,148 @@
+"""JumpReLU: hard thresholds that are learned against the number of active latents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_ae.codes.identity import CodeOutput
+from lightning_ae.codes.priced import PricedCode, per_latent
+
+#: How much faster the logarithm of a threshold moves than the parameter behind it.
+GAIN = 16.0
+
+
+class _JumpReLU(torch.autograd.Function):
+    """``h`` above its threshold and the number of those, with the rectangle's estimate of the thresholds' gradient."""
+
+    @staticmethod
+    def forward(h: Tensor, threshold: Tensor, bandwidth: float) -> tuple[Tensor, Tensor]:
+        active = h > threshold
+        return torch.where(active, h, 0), active.flatten(1).sum(1, dtype=torch.float32)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, float], output: tuple[Tensor, Tensor]) -> None:
+        h, threshold, ctx.bandwidth = inputs
+        ctx.save_for_backward(h, threshold)
+
+    @staticmethod
+    def backward(ctx: Any, grad_z: Tensor, grad_count: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        h, threshold = ctx.saved_tensors
+        grad_h = torch.where(h > threshold, grad_z, 0) if ctx.needs_input_grad[0] else None
+        grad_threshold = None
+        if ctx.needs_input_grad[1]:
+            near = (h - threshold).abs() < 0.5 * ctx.bandwidth * threshold
+            per_unit = grad_z.to(threshold.dtype) * threshold + grad_count.view(-1, *[1] * (h.ndim - 1))
+            dims = [d for d in range(h.ndim) if d != 1]
+            total = torch.where(near, per_unit, 0).sum(dims)
+            grad_threshold = -(total / (ctx.bandwidth * threshold.flatten())).view_as(threshold)
+        return grad_h, grad_threshold, None
+
+
+class JumpReLUCode(PricedCode):
+    r"""Each latent with a threshold of its own, :math:`z = h\,H(h - \theta)`, charged :math:`\lambda\|z\|_0`.
+
+    The step :math:`H` has no useful gradient, so thresholds learn from the straight-through estimates
+
+    .. math:: \frac{\partial z}{\partial\theta} = -\frac{\theta}{\varepsilon} K(u),
+        \qquad \frac{\partial \|z\|_0}{\partial\theta} = -\frac{1}{\varepsilon} K(u),
+        \qquad u = \frac{h-\theta}{\varepsilon},
+
+    with the rectangle :math:`K` of width and height 1: over many examples these are the derivatives of expectations.
+    The encoder is not charged for the count. Active latents are not shrunk, unlike those of :class:`L1Code`.
+
+    Two choices differ from the paper's and make the coefficient bite. The threshold is
+    :math:`\theta = \theta_0 e^{16\rho}` with :math:`\rho` the parameter, starting at 0: one step of Adam at ``lr=1e-3``
+    moves it by 1.6 % (with :math:`\theta = e^\rho` by 0.1 %, and in bfloat16, where :math:`\ln 0.001` has neighbours
+    0.03 away, by nothing; here the parameter stays float32 in a model made bfloat16). And :math:`\varepsilon` is a
+    share of :math:`\theta`, not a fixed number, so the window holds data at any threshold and is wide against the
+    spacing of bfloat16.
+
+    At the optimum a latent is active where it saves more squared error than :math:`\lambda`, so with unit-norm atoms
+    :math:`\theta \approx \sqrt\lambda`.
+
+    Args:
+        num_latents: number of thresholds; for maps the number of channels.
+        weight: :math:`\lambda`, in units of the loss for each active latent; with ``target_l0`` where it starts.
+        target_l0: as for :class:`L1Code`.
+        init_threshold: :math:`\theta_0`, in units of ``h``; take it well below the typical ``|h|``, as a latent that
+            nowhere comes near its threshold does not learn.
+        bandwidth: :math:`\varepsilon/\theta`, in (0, 2).
+
+    Shapes:
+        ``h`` and ``z``: ``(B, num_latents)`` or ``(B, num_latents, *spatial)``; charge ``"l0"`` ``(B,)``.
+
+    Raises:
+        ValueError: for numbers out of range, or another number of latents.
+
+    Source: Rajamanoharan et al. 2024, https://arxiv.org/abs/2407.14435.
+
+    Example:
+        >>> z, penalties = JumpReLUCode(2, weight=0.1, init_threshold=0.5)(torch.tensor([[0.4, 2.0]]))
+        >>> z.tolist(), penalties["l0"].tolist()
+        ([[0.0, 2.0]], [1.0])
+    """
+
+    term = "l0"
+
+    def __init__(
+        self,
+        num_latents: int,
+        weight: float,
+        target_l0: float | None = None,
+        init_threshold: float = 0.01,
+        bandwidth: float = 0.5,
+    ) -> None:
+        super().__init__(weight, target_l0)
+        if not num_latents > 0:
+            raise ValueError(f"num_latents: expected a positive number, got {num_latents}.")
+        if not init_threshold > 0:
+            raise ValueError(f"init_threshold: expected a positive number, got {init_threshold}.")
+        if not 0 < bandwidth < 2:
+            raise ValueError(f"bandwidth: expected a share of the threshold in (0, 2), got {bandwidth}.")
+        self.init_threshold = init_threshold
+        self.bandwidth = bandwidth
+        self.log_scale = nn.Parameter(torch.zeros(num_latents))
+
+    @property
+    def threshold(self) -> Tensor:
+        r""":math:`\theta` of each latent, ``(num_latents,)``, in float32 or wider."""
+        wide = self.log_scale.to(torch.promote_types(self.log_scale.dtype, torch.float32))
+        return self.init_threshold * (GAIN * wide).exp()
+
+    @torch.no_grad()
+    def set_threshold(self, threshold: Tensor) -> None:
+        r"""Take these :math:`\theta > 0`, ``(num_latents,)``, from elsewhere."""
+        if threshold.shape != self.log_scale.shape or not bool((threshold > 0).all()):
+            got = f"{tuple(threshold.shape)} with {int((threshold <= 0).sum())} that are not"
+            raise ValueError(f"threshold: expected {tuple(self.log_scale.shape)} positive numbers, got {got}.")
+        self.log_scale.copy_((threshold / self.init_threshold).log() / GAIN)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> JumpReLUCode:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.log_scale.data = self.log_scale.data.to(torch.promote_types(self.log_scale.dtype, torch.float32))
+        return self
+
+    def _jump(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        z, count = _JumpReLU.apply(h, per_latent(self.threshold, h), self.bandwidth)
+        return z, count
+
+    def encode(self, h: Tensor) -> Tensor:
+        """``h`` where it exceeds its threshold, else 0."""
+        return self._jump(h)[0]
+
+    def charge(self, h: Tensor, z: Tensor) -> Tensor:
+        """Active latents of each example, with the estimate of its gradient."""
+        return self._jump(h)[1]
+
+    def forward(self, h: Tensor) -> CodeOutput:
+        """Latent and its number of active latents, in one pass."""
+        z, count = self._jump(h)
+        return CodeOutput(z, self._penalties(z, count))
+
+    def extra_repr(self) -> str:
+        """Number of latents, weight and target."""
+        return f"{len(self.log_scale)}, {super().extra_repr()}"

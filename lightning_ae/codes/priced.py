@@ -1,0 +1,148 @@
+"""What sparse codes share: one charge with its weight, and a controller that finds the weight for a stated L0."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from lightning_ae.codes.identity import Code, CodeOutput
+from lightning_ae.rebuildable import KeepsAttributes
+
+
+def count_active(z: Tensor) -> Tensor:
+    """Latents of each example that are not zero, ``(B,)`` float32."""
+    return (z != 0).flatten(1).sum(1, dtype=torch.float32)
+
+
+def norm1(z: Tensor) -> Tensor:
+    """Sum of the absolute values of each example, ``(B,)``, in float32 or wider."""
+    return z.abs().flatten(1).sum(1, dtype=torch.promote_types(z.dtype, torch.float32))
+
+
+def per_latent(parameter: Tensor, h: Tensor) -> Tensor:
+    """A vector ``(D,)`` so that it broadcasts along dimension 1 of ``h``; a ``ValueError`` if that has another size."""
+    if h.ndim < 2 or h.shape[1] != len(parameter):
+        raise ValueError(f"num_latents: expected h to be (B, {len(parameter)}, ...), got {tuple(h.shape)}.")
+    return parameter.view(-1, *[1] * (h.ndim - 2))
+
+
+def check_weight(name: str, value: float) -> float:
+    """A finite number that is not negative, or a ``ValueError`` naming the argument."""
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{name}: expected a finite number >= 0, got {value}.")
+    return value
+
+
+class L0Controller(nn.Module):
+    r"""Finds the weight of a charge at which a stated number of latents is active.
+
+    Integral control of the logarithm, :math:`\ln w \leftarrow \ln w + \rho\,e` with the error
+    :math:`e = \ln(L_0 / L_0^*)` cut off at ±1, once for each batch in training, and a proportional part: the weight in
+    use is :math:`w\,e^{\kappa e}` with :math:`e` averaged over some batches, which keeps the two from swinging against
+    each other. All of it is state on the device, kept in checkpoints.
+
+    A batch is taken into account when the next one comes. In between DDP has copied the first rank's buffers to the
+    others, so all ranks go by the first one's batches and have the same weight (not with ``broadcast_buffers=False``,
+    where each goes by its own).
+
+    Args:
+        weight: where the weight starts.
+        target: :math:`L_0^*`, active latents of an example on average.
+        rate: :math:`\rho`; the weight grows or falls by this fraction a batch at most.
+        gain: :math:`\kappa`.
+    """
+
+    weight: Tensor
+    error: Tensor
+    seen: Tensor
+
+    def __init__(self, weight: float, target: float, rate: float = 0.01, gain: float = 1.0) -> None:
+        super().__init__()
+        self.target = target
+        self.rate = rate
+        self.gain = gain
+        self.register_buffer("weight", torch.tensor(float(weight)))
+        self.register_buffer("error", torch.tensor(0.0))
+        self.register_buffer("seen", torch.tensor(float(target)))
+
+    def current(self) -> Tensor:
+        """The weight in use, without dimensions; a copy, as the objective's graph may outlive the next step."""
+        return self.weight * (self.gain * self.error).exp()
+
+    @torch.no_grad()
+    def observe(self, active: Tensor) -> None:
+        """Take the previous batch into account, and keep this one's active latents, ``(B,)``, for the next call."""
+        error = (self.seen / self.target).log().clamp(-1, 1)
+        self.weight.mul_((self.rate * error).exp()).clamp_(1e-12, 1e12)
+        self.error.lerp_(error, 0.1)
+        self.seen.copy_(active.mean())
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> L0Controller:
+        # a model made bfloat16 would round each step of the weight away
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for tensor in self.buffers():
+            tensor.data = tensor.data.float()
+        return self
+
+
+class PricedCode(KeepsAttributes, Code):
+    """Base of codes with one charge that keeps them sparse; a subclass gives :meth:`encode` and :meth:`charge`.
+
+    Args:
+        weight: of the charge in the objective; with ``target_l0`` where it starts.
+        target_l0: how many latents of an example shall be active on average; None to leave the weight as it is.
+
+    Raises:
+        ValueError: if the weight is negative or, where it is to be adapted, zero; if the target is not positive.
+    """
+
+    kept = ("weight",)
+    #: Name of the charge.
+    term = "l1"
+
+    def __init__(self, weight: float, target_l0: float | None = None) -> None:
+        super().__init__()
+        self.weight = check_weight("weight", weight)
+        self.controller: L0Controller | None = None
+        if target_l0 is not None:
+            if not 0 < target_l0 < math.inf:
+                raise ValueError(f"target_l0: expected a positive number of latents, got {target_l0}.")
+            if weight == 0:
+                raise ValueError("weight: expected a positive number to start from where target_l0 is given, got 0.")
+            self.controller = L0Controller(weight, target_l0)
+
+    @abstractmethod
+    def encode(self, h: Tensor) -> Tensor:
+        """The latent; changes no state."""
+
+    @abstractmethod
+    def charge(self, h: Tensor, z: Tensor) -> Tensor:
+        """The raw charge, ``(B,)``."""
+
+    def forward(self, h: Tensor) -> CodeOutput:
+        """Latent and charge; with a target also the number of active latents, ``"l0"``."""
+        z = self.encode(h)
+        return CodeOutput(z, self._penalties(z, self.charge(h, z)))
+
+    def _penalties(self, z: Tensor, charge: Tensor) -> dict[str, Tensor]:
+        if self.controller is None:
+            return {self.term: charge}
+        active = charge.detach() if self.term == "l0" else count_active(z.detach())
+        if self.training and len(z):
+            self.controller.observe(active)
+        return {"l0": active, self.term: charge}
+
+    def weights(self) -> Mapping[str, float | Tensor]:
+        """The weight of the charge now; active latents that are only logged have weight 0."""
+        if self.controller is None:
+            return {self.term: self.weight}
+        return {"l0": 0.0, self.term: self.controller.current()}
+
+    def extra_repr(self) -> str:
+        """Weight and target."""
+        target = "" if self.controller is None else f", target_l0={self.controller.target}"
+        return f"weight={self.weight}{target}"
