@@ -30,10 +30,13 @@ from lightning_ae.codes import (
 )
 from lightning_ae.corruption import Corruption, GaussianNoise, MaskingNoise, SaltAndPepper
 from lightning_ae.data import (
+    ActivationDataModule,
+    ActivationShards,
     DigitsDataModule,
     ImageFolderDataModule,
     TensorDataModule,
     VisionDataModule,
+    collect_activations,
     linear_gaussian,
 )
 from lightning_ae.losses import (
@@ -103,6 +106,8 @@ from lightning_ae.rebuildable import Rebuildable
 __version__ = "0.1.0.dev0"
 
 __all__ = [
+    "ActivationDataModule",
+    "ActivationShards",
     "AlphaMix",
     "Autoencoder",
     "AutoencoderOutput",
@@ -174,6 +179,7 @@ __all__ = [
     "WeightPrior",
     "WeightedLoss",
     "ZeroInflatedNegativeBinomialNLL",
+    "collect_activations",
     "conv_pair",
     "diagnose",
     "linear_gaussian",
