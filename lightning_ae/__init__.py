@@ -18,6 +18,7 @@ from lightning_ae.callbacks import (
 )
 from lightning_ae.checkpoint import load
 from lightning_ae.codes import (
+    BatchTopKCode,
     Code,
     CodeOutput,
     GatedCode,
@@ -25,7 +26,10 @@ from lightning_ae.codes import (
     JumpReLUCode,
     KLSparsityCode,
     L1Code,
+    SelectingCode,
     SoftThresholdCode,
+    SparseCode,
+    TopKCode,
     soft_threshold,
 )
 from lightning_ae.corruption import Corruption, GaussianNoise, MaskingNoise, SaltAndPepper
@@ -38,6 +42,7 @@ from lightning_ae.data import (
     VisionDataModule,
     collect_activations,
     linear_gaussian,
+    sparse_dictionary,
 )
 from lightning_ae.losses import (
     AlphaMix,
@@ -75,6 +80,7 @@ from lightning_ae.models import (
     ContractiveAutoencoder,
     ConvAutoencoder,
     DenoisingAutoencoder,
+    DictionaryAutoencoder,
     LinearAutoencoder,
     MLPAutoencoder,
     SparseAutoencoder,
@@ -82,6 +88,8 @@ from lightning_ae.models import (
 from lightning_ae.networks import (
     ConvDecoder,
     ConvEncoder,
+    DictionaryDecoder,
+    DictionaryEncoder,
     LinearDecoder,
     LinearEncoder,
     LISTAEncoder,
@@ -93,11 +101,13 @@ from lightning_ae.networks import (
 )
 from lightning_ae.pareto import ParetoFront, sweep
 from lightning_ae.penalties import (
+    AuxiliaryK,
     ConstraintPenalty,
     Divergence,
     JacobianPenalty,
     OrthogonalityPenalty,
     Penalty,
+    PrefixReconstruction,
     Total,
     WeightPrior,
 )
@@ -111,6 +121,8 @@ __all__ = [
     "AlphaMix",
     "Autoencoder",
     "AutoencoderOutput",
+    "AuxiliaryK",
+    "BatchTopKCode",
     "BernoulliNLL",
     "BitsPerDim",
     "Code",
@@ -126,6 +138,9 @@ __all__ = [
     "DeadUnitReviver",
     "DenoisingAutoencoder",
     "DiagnosticsReport",
+    "DictionaryAutoencoder",
+    "DictionaryDecoder",
+    "DictionaryEncoder",
     "DigitsDataModule",
     "Divergence",
     "FeatureLoss",
@@ -162,17 +177,21 @@ __all__ = [
     "PointwiseLoss",
     "PoissonNLL",
     "PredictionWriter",
+    "PrefixReconstruction",
     "Rebuildable",
     "ReconstructionLoss",
     "Report",
     "SSIMLoss",
     "SSIMParts",
     "SaltAndPepper",
+    "SelectingCode",
     "SoftThresholdCode",
     "SparseAutoencoder",
+    "SparseCode",
     "SquaredError",
     "SubspaceAngle",
     "TensorDataModule",
+    "TopKCode",
     "TorchvisionFeatures",
     "Total",
     "VisionDataModule",
@@ -188,6 +207,7 @@ __all__ = [
     "mlp_pair",
     "reconstruction_metrics",
     "soft_threshold",
+    "sparse_dictionary",
     "sparse_encode",
     "ssim",
     "subspace_angles",

@@ -10,7 +10,7 @@ from lightning_ae.data.folder import ImageFolderDataModule
 from lightning_ae.data.loader import Loader, TensorLoader
 from lightning_ae.data.order import EpochOrder
 from lightning_ae.data.shards import ActivationShards
-from lightning_ae.data.synthetic import LinearGaussian, linear_gaussian
+from lightning_ae.data.synthetic import LinearGaussian, SparseDictionary, linear_gaussian, sparse_dictionary
 from lightning_ae.data.tensors import InMemoryDataModule, TensorDataModule
 from lightning_ae.data.vision import VisionDataModule
 
@@ -27,9 +27,11 @@ __all__ = [
     "LinearGaussian",
     "Loader",
     "SplitDataModule",
+    "SparseDictionary",
     "TensorDataModule",
     "TensorLoader",
     "VisionDataModule",
     "collect_activations",
     "linear_gaussian",
+    "sparse_dictionary",
 ]

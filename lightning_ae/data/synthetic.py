@@ -70,3 +70,80 @@ def linear_gaussian(
     loadings = torch.linalg.qr(normal(in_features, latent_dim)).Q * lengths
     x = normal(num_examples, latent_dim) @ loadings.T + noise * normal(num_examples, in_features)
     return LinearGaussian(x.float(), loadings.float())
+
+
+class SparseDictionary(NamedTuple):
+    """Examples that are sums of a few atoms, and the atoms.
+
+    Attributes:
+        x: the examples, float32 of shape ``(N, in_features)``.
+        atoms: float32 of shape ``(num_atoms, in_features)``, each of norm 1.
+        z: the coefficients, float32 of shape ``(N, num_atoms)``; 0 where an atom is off.
+    """
+
+    x: Tensor
+    atoms: Tensor
+    z: Tensor
+
+
+def sparse_dictionary(
+    num_examples: int,
+    in_features: int,
+    num_atoms: int,
+    active: int,
+    *,
+    noise: float = 0.0,
+    decay: float = 0.0,
+    seed: int = 0,
+) -> SparseDictionary:
+    r"""Draw :math:`x = D z + \sigma\varepsilon` with exactly ``active`` coefficients that are not 0.
+
+    Atoms are uniform on the unit sphere, coefficients uniform in :math:`[\tfrac12, \tfrac32]`, and which are on is
+    drawn without replacement: all atoms alike, or with odds :math:`\propto (i + 1)^{-\alpha}`, so that the later an
+    atom the rarer it is.
+
+    Args:
+        num_examples: :math:`N`.
+        in_features: :math:`d`.
+        num_atoms: more than ``in_features`` for an overcomplete dictionary.
+        active: how many are on in each example.
+        noise: :math:`\sigma \ge 0`, the standard deviation of each feature's noise.
+        decay: :math:`\alpha \ge 0`.
+        seed: decides atoms and examples.
+
+    Returns:
+        Examples, atoms and coefficients.
+
+    Raises:
+        TypeError: if a number that should be an integer is not.
+        ValueError: if a number is out of range.
+
+    Source: Olshausen & Field 1996, https://doi.org/10.1038/381607a0; for dictionaries of features, Sharkey et al. 2022,
+    https://www.alignmentforum.org/posts/z6QQJbtpkEAX3Aojj.
+
+    Example:
+        >>> data = sparse_dictionary(100, in_features=8, num_atoms=16, active=2)
+        >>> data.x.shape, int(data.z.count_nonzero()), torch.allclose(data.z @ data.atoms, data.x, atol=1e-6)
+        (torch.Size([100, 8]), 200, True)
+    """
+    check_int("num_examples", num_examples, least=1)
+    check_int("in_features", in_features, least=1)
+    check_int("num_atoms", num_atoms, least=1)
+    check_int("active", active, least=1)
+    check_int("seed", seed, least=0)
+    if active > num_atoms:
+        raise ValueError(f"active: expected at most num_atoms={num_atoms}, got {active}")
+    for name, value in (("noise", noise), ("decay", decay)):
+        if not value >= 0:
+            raise ValueError(f"{name}: expected a number >= 0, got {value}")
+    generator = torch.Generator().manual_seed(seed)
+    atoms = torch.randn(num_atoms, in_features, generator=generator)
+    atoms = atoms / atoms.norm(dim=1, keepdim=True)
+    # the largest of log-odds plus Gumbel noise are a draw without replacement
+    uniform = torch.rand(num_examples, num_atoms, generator=generator).clamp_min(1e-12)
+    odds = -decay * torch.arange(1, num_atoms + 1).log()
+    on = (odds - (-uniform.log()).log()).topk(active, dim=1).indices
+    coefficients = 0.5 + torch.rand(num_examples, active, generator=generator)
+    z = torch.zeros(num_examples, num_atoms).scatter(1, on, coefficients)
+    x = z @ atoms + noise * torch.randn(num_examples, in_features, generator=generator)
+    return SparseDictionary(x, atoms, z)
