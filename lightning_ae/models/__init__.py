@@ -7,6 +7,7 @@ from lightning_ae.models.denoising import DenoisingAutoencoder
 from lightning_ae.models.dictionary import DictionaryAutoencoder
 from lightning_ae.models.linear import LinearAutoencoder
 from lightning_ae.models.mlp import MLPAutoencoder
+from lightning_ae.models.saelens import load_saelens, save_saelens
 from lightning_ae.models.sparse import SparseAutoencoder
 
 __all__ = [
@@ -19,4 +20,6 @@ __all__ = [
     "LinearAutoencoder",
     "MLPAutoencoder",
     "SparseAutoencoder",
+    "load_saelens",
+    "save_saelens",
 ]
