@@ -122,7 +122,7 @@ class Shrinkage(Metric):
         updates with ``(B, *event)`` twice, first :math:`\hat x`; the result is ``{"norm_ratio": (),
         "relative_bias": ()}``, no unit. Examples with :math:`x = 0` are left out of the ratio.
 
-    Source: Rajamanoharan et al. 2024, https://arxiv.org/abs/2404.16014, section 3.1, equation 8.
+    Source: Rajamanoharan et al. 2024, https://arxiv.org/abs/2404.16014 (relative reconstruction bias).
 
     Example:
         >>> metric = Shrinkage()

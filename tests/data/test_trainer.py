@@ -8,7 +8,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 
-from lightning_ae.data import ImageFolderDataModule, TensorDataModule
+from lightning_ae.data import ActivationDataModule, ImageFolderDataModule, TensorDataModule, collect_activations
 
 pytestmark = [
     # Lightning's own use of torch's pytree.
@@ -55,6 +55,17 @@ def folder(tmp_path):
 
     def make():
         return ImageFolderDataModule(root, image_size=4, channels=1, batch_size=4, num_workers=1)
+
+    return make
+
+
+@pytest.fixture
+def activations(tmp_path):
+    rows = torch.arange(50.0)[:, None].split(10)
+    collect_activations(torch.nn.Sequential(torch.nn.Identity()), "0", rows, tmp_path / "shards", shard_rows=20)
+
+    def make():
+        return ActivationDataModule(tmp_path / "shards", 4, val_fraction=0.1, buffer_rows=10)
 
     return make
 
@@ -110,6 +121,12 @@ def test_resuming_after_an_epoch_sees_the_batches_of_an_uninterrupted_run(fit, t
 
 def test_resuming_with_workers_sees_the_batches_of_an_uninterrupted_run(fit, tmp_path, folder):
     assert_resumes(fit, folder, tmp_path, 17, {"max_epochs": 3}, {"every_n_train_steps": 17})
+
+
+@either_limit
+@pytest.mark.parametrize("step", [5, 12, 17])
+def test_resuming_on_activations_sees_the_batches_of_an_uninterrupted_run(fit, tmp_path, activations, step, limit):
+    assert_resumes(fit, activations, tmp_path, step, limit, {"every_n_train_steps": step})
 
 
 def test_no_worker_is_left_when_training_ends(fit, folder):
