@@ -127,8 +127,10 @@ class _Order:
     def rows(self, values: Tensor, x: Tensor) -> Tensor:
         """For each latent the sum of rows of ``x``, each times the value of that latent in it: :math:`Z^T x`."""
         if self._sorted is None:
-            latents, order = self.indices.flatten().sort()
-            starts = torch.searchsorted(latents, torch.arange(self.num_latents, device=latents.device))
+            # int32: the CPU has a radix sort for it
+            latents, order = self.indices.flatten().int().sort()
+            every = torch.arange(self.num_latents, device=latents.device, dtype=torch.int32)
+            starts = torch.searchsorted(latents, every)
             self._sorted = order, order // max(1, self.indices.shape[1]), starts
         order, examples, starts = self._sorted
         weights = values.flatten().index_select(0, order)
@@ -166,8 +168,9 @@ def _dot_rows(x: Tensor, rows: Tensor, indices: Tensor) -> Tensor:
 class _SelectLinear(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, select: Select, orders: list[_Order]
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, centre: Tensor, select: Select, orders: list[_Order]
     ) -> tuple[Tensor, Tensor]:
+        x = x - centre
         values, indices = select(functional.linear(x, weight, bias))
         orders.append(_Order(indices, weight.shape[0]))
         ctx.save_for_backward(x, weight, values, indices)
@@ -177,26 +180,28 @@ class _SelectLinear(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, values, indices = ctx.saved_tensors
         grad = torch.where(values > 0, grad, torch.zeros_like(grad)).to(weight.dtype)
-        to_x = to_weight = to_bias = None
+        to_x = to_weight = to_centre = None
         if ctx.needs_input_grad[0]:
             to_x = functional.embedding_bag(indices, weight, per_sample_weights=grad, mode="sum").to(x.dtype)
         if ctx.needs_input_grad[1]:
             to_weight = ctx.order.rows(grad, x.to(weight.dtype))
-        if ctx.needs_input_grad[2]:
-            to_bias = grad.new_zeros(weight.shape[0]).index_add_(0, indices.flatten(), grad.flatten())
-        return to_x, to_weight, to_bias, None, None
+        to_bias = grad.new_zeros(weight.shape[0]).index_add_(0, indices.flatten(), grad.flatten())
+        if ctx.needs_input_grad[3]:
+            to_centre = -(to_bias @ weight)  # the sum of all gradients of x, without having them
+        return to_x, to_weight, to_bias, to_centre, None, None
 
 
-def select_linear(x: Tensor, weight: Tensor, bias: Tensor, select: Select) -> SparseCode:
-    r"""Select from :math:`h = Wx + b` and keep the selection only; the gradient of :math:`W` is a sparse sum, too.
+def select_linear(x: Tensor, weight: Tensor, bias: Tensor, centre: Tensor, select: Select) -> SparseCode:
+    r"""Select from :math:`h = W(x - c) + b` and keep only that; the gradient of :math:`W` is a sparse sum, too.
 
     Args:
         x: ``(B, d)``.
         weight: :math:`W`, ``(n, d)``.
         bias: :math:`b`, ``(n,)``.
+        centre: :math:`c`, ``(d,)``.
         select: from ``h`` ``(B, n)`` to values of at least 0 and indices, ``(B, m)`` each. A value that is positive
             must be that of ``h``, and gets a gradient; the others get none.
 
@@ -209,7 +214,7 @@ def select_linear(x: Tensor, weight: Tensor, bias: Tensor, select: Select) -> Sp
     if x.ndim != 2 or x.shape[1] != weight.shape[1]:
         raise ValueError(f"x: expected a batch (B, {weight.shape[1]}), got {tuple(x.shape)}.")
     orders: list[_Order] = []
-    values, indices = _SelectLinear.apply(x, weight, bias, select, orders)
+    values, indices = _SelectLinear.apply(x, weight, bias, centre, select, orders)
     return SparseCode(values, indices, weight.shape[0], _order=orders[0])
 
 

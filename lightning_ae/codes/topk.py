@@ -28,16 +28,17 @@ class SelectingCode(Code):
         """The same without regard to the batch and to whether the model is in training: see :meth:`encode`."""
         return self.select(h)
 
-    def project(self, x: Tensor, weight: Tensor, bias: Tensor, *, alone: bool = False) -> SparseCode:
-        r"""Code of :math:`h = Wx + b` for ``x`` ``(B, d)``, in one function whose gradient is sparse, too.
+    def project(self, x: Tensor, weight: Tensor, bias: Tensor, centre: Tensor, *, alone: bool = False) -> SparseCode:
+        r"""Code of :math:`h = W(x - c) + b` for ``x`` ``(B, d)``, in one function whose gradient is sparse, too.
 
         Args:
             x: ``(B, d)``.
             weight: ``(n, d)``.
             bias: ``(n,)``.
+            centre: :math:`c`, ``(d,)``.
             alone: :meth:`encode` instead of :meth:`forward`.
         """
-        return select_linear(x, weight, bias, self.select_alone if alone else self.select)
+        return select_linear(x, weight, bias, centre, self.select_alone if alone else self.select)
 
     def forward(self, h: Tensor) -> CodeOutput:
         """Dense latent ``(B, n)``, free of charge."""

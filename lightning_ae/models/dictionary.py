@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.nn import functional
 
 from lightning_ae.codes import Code, SelectingCode, SparseCode, TopKCode
 from lightning_ae.losses import ReconstructionLoss
@@ -135,10 +136,10 @@ class DictionaryAutoencoder(Autoencoder):
     # -- the flow ---------------------------------------------------------------------------------------------
 
     def _code(self, x: Tensor, *, alone: bool) -> tuple[Any, dict[str, Tensor]]:
-        centred = x * self.input_scale - self.pre_bias
+        x = x * self.input_scale
         if isinstance(self.code, SelectingCode):
-            return self.code.project(centred, self.encoder.weight, self.encoder.bias, alone=alone), {}
-        h = self.encoder(centred)
+            return self.code.project(x, self.encoder.weight, self.encoder.bias, self.pre_bias, alone=alone), {}
+        h = self.encoder(x - self.pre_bias)
         norms = None if self.unit_norm else torch.linalg.vector_norm(self.decoder.atoms, dim=1)
         h = h if norms is None else h * norms
         z, penalties = (self.code.encode(h), {}) if alone else self.code(h)
@@ -258,6 +259,52 @@ class DictionaryAutoencoder(Autoencoder):
         if self._dead is None or self._dead.device != self.dead.device:
             self._dead = self.dead.nonzero().flatten()
         return self._dead
+
+    @torch.no_grad()
+    def start_anew(self, dead: Tensor, directions: Tensor, optimizers: Iterable[torch.optim.Optimizer] = ()) -> None:
+        r"""Give dead latents new atoms :math:`d_i`, and :math:`w_i = \tfrac15 \bar w d_i`, :math:`c_i = 0`.
+
+        :math:`\bar w` is the mean norm of the other rows of the encoder. Moments of the optimizers become 0.
+
+        Args:
+            dead: indices ``(m,)``.
+            directions: of norm 1, ``(m, d)``; :meth:`resample` draws them.
+            optimizers: that have state of the weights.
+        """
+        encoder, atoms = self.encoder, self.decoder.atoms
+        norms = torch.linalg.vector_norm(encoder.weight, dim=1)
+        living = norms.index_fill(0, dead, 0.0).sum() / max(1, len(norms) - len(dead))
+        size = torch.where(living > 0, living, 1.0)
+        encoder.weight.index_copy_(0, dead, directions.to(atoms) * (0.2 * size))
+        encoder.bias.index_fill_(0, dead, 0.0)
+        atoms.index_copy_(0, dead, directions.to(atoms))
+        self.since_fired.index_fill_(0, dead, 0)
+        self.dead.index_fill_(0, dead, False)
+        self._forget_dead()
+        for optimizer in optimizers:
+            for parameter in (encoder.weight, encoder.bias, atoms):
+                for kept in optimizer.state.get(parameter, {}).values():
+                    if isinstance(kept, Tensor) and kept.shape == parameter.shape:
+                        kept.index_fill_(0, dead.to(kept.device), 0)
+
+    @torch.no_grad()
+    def resample(self, x: Tensor, params: Tensor, number: int, generator: torch.Generator | None = None) -> Tensor:
+        r"""Draw directions :math:`(sx - b) / \|sx - b\|` from badly reconstructed examples, ``(number, d)``.
+
+        An example is drawn with a probability in proportion to its squared loss.
+
+        Args:
+            x: a batch ``(B, d)``.
+            params: what the model made of it.
+            number: how many.
+            generator: of random numbers, on the device of ``x``.
+
+        Source: Bricken et al. 2023, https://transformer-circuits.pub/2023/monosemantic-features#appendix-autoencoder.
+        """
+        loss = self.loss(params * self.input_scale, x * self.input_scale).square()
+        odds = torch.where(loss.isfinite(), loss, 0.0) + torch.finfo(loss.dtype).tiny
+        chosen = torch.multinomial(odds / odds.amax(), number, replacement=number > len(x), generator=generator)
+        return functional.normalize(x[chosen] * self.input_scale - self.pre_bias, dim=1)
 
     @torch.no_grad()
     def fold_normalization(self) -> None:

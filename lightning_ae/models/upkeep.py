@@ -63,7 +63,13 @@ class DictionaryUpkeep(L.Callback):
         number = trainer.fit_loop.total_batch_idx + 1
         due = pl_module.resample_every > 0 and number % pl_module.resample_every == 0
         if due or number % LOOK_EVERY == 0:
-            pl_module.find_dead(_smallest(trainer))
+            dead = pl_module.find_dead(_smallest(trainer))
+            if due and len(dead):
+                x = pl_module.get_input(batch)
+                generator = torch.Generator(x.device).manual_seed(number)
+                drawn = pl_module.resample(x, outputs["output"].params, len(dead), generator)
+                drawn = trainer.strategy.broadcast(drawn) if trainer.world_size > 1 else drawn
+                pl_module.start_anew(dead, drawn, trainer.optimizers)
 
     def on_save_checkpoint(  # type: ignore[override]
         self, trainer: L.Trainer, pl_module: DictionaryAutoencoder, checkpoint: dict[str, Any]

@@ -65,7 +65,7 @@ class AuxiliaryK(Penalty):
         residual = (target - full_precision(output.params)).detach()
         weight, bias = dictionary.encoder.weight.index_select(0, dead), dictionary.encoder.bias.index_select(0, dead)
         k = min(self.k or max(1, x.shape[1] // 2), len(dead))
-        z = TopKCode(k).project(x - dictionary.pre_bias, weight, bias)
+        z = TopKCode(k).project(x, weight, bias, dictionary.pre_bias)
         explained = full_precision(z.decode(dictionary.decoder.atoms.index_select(0, dead)))
         left, whole = _variance(residual), _variance(target)
         something = left > _NOTHING_LEFT * whole

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -91,7 +92,8 @@ def dictionary_learning(x: Tensor, latents: int, k: int) -> Step:
 
 
 def sparsify(x: Tensor, latents: int, k: int) -> Step:
-    """A SparseCoder of sparsify, with the chores of its trainer; its eager decoder where Triton is absent."""
+    """A SparseCoder of sparsify, with the chores of its trainer; its eager decoder, as on any CPU."""
+    os.environ.setdefault("SPARSIFY_DISABLE_TRITON", "1")
     from sparsify import SparseCoder, SparseCoderConfig
 
     coder = SparseCoder(x.shape[1], SparseCoderConfig(num_latents=latents, k=k, normalize_decoder=True))
