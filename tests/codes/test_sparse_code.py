@@ -137,12 +137,8 @@ def test_selecting_from_what_is_there_is_the_same():
 
 def test_no_dense_code_or_gradient_is_made():
     x, weight = torch.randn(64, 8), torch.randn(4096, 8, requires_grad=True)
-    bias, centre, atoms = (
-        torch.zeros(4096, requires_grad=True),
-        torch.zeros(8),
-        torch.randn(4096, 8, requires_grad=True),
-    )
-    code = select_linear(x, weight, bias, centre, top)
+    bias, atoms = torch.zeros(4096, requires_grad=True), torch.randn(4096, 8, requires_grad=True)
+    code = select_linear(x, weight, bias, torch.zeros(8), top)
     sizes = []
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):

@@ -1,0 +1,384 @@
+"""The dictionary against a plain dense implementation, and what the Trainer keeps of it."""
+
+from __future__ import annotations
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.strategies import DDPStrategy
+
+import lightning_ae as ae
+from lightning_ae import BatchTopKCode, DictionaryAutoencoder, SparseCode, TensorDataModule, TopKCode
+from lightning_ae.models.upkeep import LOOK_EVERY, SCALE_BATCHES
+
+
+def randomise(model, scale=0.7):
+    """Weights without any symmetry."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn_like(parameter))
+        model.decoder.atoms.copy_(torch.nn.functional.normalize(model.decoder.atoms, dim=1))
+        model.input_scale.fill_(scale)
+    return model
+
+
+def tensors(model):
+    """Parameters and buffers, copied."""
+    return {name: v.detach().clone() for name, v in model.state_dict().items() if isinstance(v, torch.Tensor)}
+
+
+def plain(model, x, k):
+    """The equations, dense."""
+    s, b = model.input_scale, model.pre_bias
+    h = (s * x - b) @ model.encoder.weight.t() + model.encoder.bias
+    on = h >= h.sort(1, descending=True).values[:, k - 1 : k]
+    z = torch.where(on, h.relu(), 0.0)
+    return z, (z @ model.decoder.atoms + b) / s
+
+
+def test_forward_and_backward_are_those_of_the_dense_equations():
+    model = randomise(DictionaryAutoencoder(5, 24, TopKCode(3)).double())
+    x = torch.randn(40, 5, dtype=torch.float64)
+    output = model(x)
+    z, x_hat = plain(model, x, 3)
+    torch.testing.assert_close(output.z.to_dense(), z)
+    torch.testing.assert_close(output.params, x_hat)
+    torch.testing.assert_close(model.reconstruct(x), x_hat)
+    torch.testing.assert_close(model.decode(model.encode(x).to_dense()), x_hat)
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    loss = model.objective(model.terms(x, output)).mean()
+    expected = (0.7**2 * (x_hat - x).square().sum(1)).mean()
+    torch.testing.assert_close(loss, expected)
+    got, reference = torch.autograd.grad(loss, parameters), torch.autograd.grad(expected, parameters)
+    assert len(names) == 4
+    for name, ours, theirs in zip(names, got, reference, strict=True):
+        torch.testing.assert_close(ours, theirs, msg=name)
+
+
+def test_codes_that_do_not_select_go_the_dense_way():
+    model = randomise(DictionaryAutoencoder(5, 24, ae.Identity()).double())
+    x = torch.randn(4, 5, dtype=torch.float64)
+    h = (0.7 * x - model.pre_bias) @ model.encoder.weight.t() + model.encoder.bias
+    torch.testing.assert_close(model.encode(x), h)
+    torch.testing.assert_close(model(x).params, (h @ model.decoder.atoms + model.pre_bias) / 0.7)
+    assert list(model.penalties) == []
+
+
+def test_without_unit_norm_the_penalty_has_the_norm():
+    class Charged(ae.Code):
+        def forward(self, h):
+            z = h.relu()
+            return ae.CodeOutput(z, {"l1": z.sum(1)})
+
+        def weights(self):
+            return {"l1": 0.1}
+
+    model = randomise(DictionaryAutoencoder(5, 24, Charged(), unit_norm=False))
+    with torch.no_grad():
+        model.decoder.atoms.mul_(torch.rand(24, 1) + 0.5)
+    x = torch.randn(4, 5)
+    output = model(x)
+    h = (0.7 * x - model.pre_bias) @ model.encoder.weight.t() + model.encoder.bias
+    torch.testing.assert_close(output.z, h.relu())
+    torch.testing.assert_close(output.penalties["l1"], (h.relu() * model.decoder.atoms.norm(dim=1)).sum(1))
+
+
+def test_it_starts_as_a_transpose_of_unit_norm():
+    model = DictionaryAutoencoder(5, 24, TopKCode(3))
+    assert torch.equal(model.encoder.weight, model.decoder.atoms)
+    assert model.encoder.weight is not model.decoder.atoms
+    torch.testing.assert_close(model.decoder.weight.norm(dim=0), torch.ones(24))
+
+
+def test_normalisation_makes_the_mean_norm_the_root_of_d_and_is_done_once(make_trainer, tmp_path):
+    x = 30 * torch.randn(640, 9) + 50
+    data = TensorDataModule(x, batch_size=32, val_fraction=0.0)
+    model = DictionaryAutoencoder(9, 24, TopKCode(3))
+    trainer = make_trainer(limit_train_batches=SCALE_BATCHES + 5)
+    trainer.fit(model, data)
+    s = model.input_scale.item()
+    assert s * x.norm(dim=1).mean().item() == pytest.approx(3.0, rel=0.02)
+    trainer.save_checkpoint(tmp_path / "m.ckpt")
+    again = ae.load(tmp_path / "m.ckpt")
+    assert again.input_scale.item() == s
+    make_trainer().fit(again, TensorDataModule(x * 100, batch_size=32, val_fraction=0.0))
+    assert again.input_scale.item() == s
+
+
+def test_the_pre_bias_starts_at_the_mean_of_the_first_batch():
+    model = DictionaryAutoencoder(9, 24, TopKCode(3))
+    x = torch.randn(64, 9) + 5
+    model.observe(x)
+    torch.testing.assert_close(model.pre_bias.detach(), x.mean(0) * 3 / x.norm(dim=1).mean())
+
+
+def test_training_does_not_depend_on_the_datas_unit(make_trainer):
+    x = torch.randn(256, 9)
+    fitted = []
+    for unit in (1.0, 1024.0):
+        L.seed_everything(3, verbose=False)
+        model = DictionaryAutoencoder(9, 24, TopKCode(3), dead_after=64)
+        make_trainer(max_epochs=5).fit(model, TensorDataModule(unit * x, batch_size=32, val_fraction=0.0))
+        fitted.append(model)
+    torch.testing.assert_close(fitted[0].decoder.atoms, fitted[1].decoder.atoms, rtol=1e-4, atol=1e-5)
+
+
+def test_folding_keeps_the_function_and_needs_no_scale():
+    model = randomise(DictionaryAutoencoder(5, 24, TopKCode(3)).double())
+    x = torch.randn(4, 5, dtype=torch.float64)
+    z, x_hat = model.encode(x).to_dense(), model.reconstruct(x)
+    model.fold_normalization()
+    assert model.input_scale == 1
+    torch.testing.assert_close(model.encode(x).to_dense(), z)
+    torch.testing.assert_close(model.reconstruct(x), x_hat)
+
+
+def test_the_projected_gradient_is_orthogonal_to_the_atoms_and_steps_keep_norm_1(make_trainer):
+    model = randomise(DictionaryAutoencoder(5, 24, TopKCode(3)))
+    x = torch.randn(40, 5)
+    model.objective(model.terms(x, model(x))).mean().backward()
+    before = model.decoder.atoms.grad.clone()
+    model.project_gradient()
+    after = model.decoder.atoms.grad
+    assert (before * model.decoder.atoms).sum(1).abs().max() > 1e-2
+    assert (after * model.decoder.atoms).sum(1).abs().max() < 1e-5
+    # only what is along the atoms has gone
+    tangent = before - after
+    along = (tangent * model.decoder.atoms).sum(1, keepdim=True) * model.decoder.atoms
+    torch.testing.assert_close(tangent, along, atol=1e-5, rtol=1e-5)
+    make_trainer(gradient_clip_val=1.0).fit(model, TensorDataModule(x, batch_size=8))
+    torch.testing.assert_close(model.decoder.atoms.norm(dim=1), torch.ones(24))
+
+
+def test_counters_count_examples_since_a_latent_was_on():
+    model = DictionaryAutoencoder(5, 6, TopKCode(1), dead_after=10)
+    for size, latents in ((4, [0, 1]), (3, [1, 2]), (5, [2, 3])):
+        indices = torch.tensor([latents[i % 2] for i in range(size)])[:, None]
+        model.count(SparseCode(torch.ones(size, 1), indices, 6))
+    assert model.since_fired.tolist() == [8, 5, 0, 0, 12, 12]
+    assert model.since_fired.dtype == torch.int64
+    assert model.find_dead().tolist() == [4, 5]
+    # a value of zero is off, and dense codes count as well
+    model.count(SparseCode(torch.zeros(1, 1), torch.zeros(1, 1, dtype=torch.int64), 6))
+    assert model.since_fired[0] == 9
+    model.count(torch.eye(6)[:1])
+    assert model.since_fired.tolist() == [0, 7, 2, 2, 14, 14]
+
+
+def test_validation_counts_nothing(make_trainer):
+    model = DictionaryAutoencoder(5, 24, BatchTopKCode(3))
+    data = TensorDataModule(torch.randn(64, 5), batch_size=16)
+    make_trainer().fit(model, data)
+    before = tensors(model)
+    make_trainer().validate(model, data, verbose=False)
+    make_trainer().test(model, data.val_dataloader(), verbose=False)
+    make_trainer().predict(model, data.val_dataloader())
+    for name, value in tensors(model).items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(make_trainer, tmp_path):
+    data = torch.randn(320, 6)
+
+    def fit(epochs, path=None):
+        L.seed_everything(1, verbose=False)
+        model = DictionaryAutoencoder(6, 48, BatchTopKCode(2), dead_after=200, resample_every=7)
+        trainer = make_trainer(max_epochs=epochs)
+        trainer.fit(model, TensorDataModule(data, batch_size=8, val_fraction=0.0), ckpt_path=path)
+        return model, trainer
+
+    whole, _ = fit(4)
+    half, trainer = fit(2)
+    trainer.save_checkpoint(tmp_path / "half.ckpt")
+    resumed, _ = fit(4, tmp_path / "half.ckpt")
+    assert not torch.equal(half.decoder.atoms, whole.decoder.atoms)
+    expected = tensors(resumed)
+    for name, value in tensors(whole).items():
+        assert torch.equal(value, expected[name]), name
+
+
+def test_checkpoints_remember_who_is_dead(make_trainer, tmp_path):
+    model = DictionaryAutoencoder(6, 48, TopKCode(1), dead_after=100)
+    with torch.no_grad():
+        model.encoder.bias[:5] = -100.0
+    trainer = make_trainer()
+    trainer.fit(model, TensorDataModule(torch.randn(8 * LOOK_EVERY, 6), batch_size=8, val_fraction=0.0))
+    assert set(range(5)) <= set(model.dead_latents().tolist())
+    trainer.save_checkpoint(tmp_path / "m.ckpt")
+    again = ae.load(tmp_path / "m.ckpt")
+    assert torch.equal(again.dead_latents(), model.dead_latents())
+    assert torch.equal(again.since_fired, model.since_fired)
+
+
+class Ranks(L.Callback):
+    """Writes what each rank has."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def on_train_end(self, trainer, pl_module):
+        local = pl_module.since_fired.clone()
+        dead = pl_module.find_dead(lambda t: trainer.strategy.reduce(t.clone(), reduce_op="min"))
+        torch.save((local, dead, pl_module.since_fired, dict(pl_module.named_parameters()), pl_module.input_scale),
+                   f"{self.path}/{trainer.global_rank}.pt")  # fmt: skip
+
+
+class ByRank(DictionaryAutoencoder):
+    """Rank 0 sees the first direction only, rank 1 the second."""
+
+    def get_input(self, batch):
+        return torch.eye(4)[self.global_rank].expand(len(batch), 4)
+
+
+def test_what_fires_on_one_of_two_ranks_is_not_dead(make_trainer, tmp_path):
+    eye = torch.eye(4)
+    model = ByRank(4, 4, TopKCode(1), lr=0.0, normalize=False, dead_after=10)
+    with torch.no_grad():
+        model.encoder.weight.copy_(eye)
+        model.decoder.atoms.copy_(eye)
+    model.norm_batches.fill_(SCALE_BATCHES)
+    trainer = make_trainer(
+        devices=2, strategy=DDPStrategy(start_method="fork", process_group_backend="gloo"), callbacks=Ranks(tmp_path)
+    )
+    trainer.fit(model, torch.utils.data.DataLoader(torch.zeros(32, 4), batch_size=4))
+    local, dead, reduced, weights, scale = zip(*(torch.load(tmp_path / f"{r}.pt") for r in (0, 1)), strict=True)
+    assert local[0].tolist() == [0, 32, 32, 32]
+    assert local[1].tolist() == [32, 0, 32, 32]
+    for rank in (0, 1):
+        assert dead[rank].tolist() == [2, 3]
+        assert reduced[rank].tolist() == [0, 0, 32, 32]
+    assert torch.equal(scale[0], scale[1])
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_monitors_recorder_and_predictions_read_sparse_codes(make_trainer, tmp_path):
+    data = TensorDataModule(torch.randn(128, 6), batch_size=16)
+    model = DictionaryAutoencoder(6, 48, TopKCode(4))
+    monitor = ae.LatentSparsityMonitor(every_n_steps=1)
+    trainer = make_trainer(callbacks=[monitor, ae.DeadReLUMonitor(every_n_steps=1)], max_epochs=2)
+    trainer.fit(model, data)
+    assert 3 < monitor.summary()["l0"] <= 4
+    assert len(monitor.firing_frequency()) == 48
+    assert trainer.callback_metrics["val/fvu"] > 0
+    assert {"train/auxiliary_epoch", "val/auxiliary", "val/reconstruction"} <= set(trainer.callback_metrics)
+    writer = ae.PredictionWriter(tmp_path / "out")
+    make_trainer(callbacks=writer).predict(model, data, return_predictions=False)
+    found = ae.load_predictions(tmp_path / "out")
+    z = SparseCode(found["z_values"], found["z_indices"], 48)
+    torch.testing.assert_close(model.decode(z), found["reconstruction"])
+
+
+def test_a_step_reads_nothing_back_between_two_looks(make_trainer, monkeypatch):
+    """Whatever would make the host wait for the device."""
+    counted = []
+    for name in ("item", "nonzero", "tolist", "__bool__", "__float__", "__int__"):
+        original = getattr(torch.Tensor, name)
+
+        def spy(self, *args, _original=original, _name=name, **kwargs):
+            counted.append(_name)
+            return _original(self, *args, **kwargs)
+
+        monkeypatch.setattr(torch.Tensor, name, spy)
+    model = DictionaryAutoencoder(6, 48, TopKCode(4))
+    optimizer = model.configure_optimizers()
+    x = torch.randn(16, 6)
+    counted.clear()
+    model.observe(x)
+    output = model(x)
+    model.objective(model.terms(x, output)).mean().backward()
+    model.project_gradient()
+    model.count(output.z.detach())
+    assert counted == ["nonzero"]  # of the list of the dead, when it is asked for the first time
+    counted.clear()
+    model.terms(x, model(x))
+    model.normalize_atoms()
+    assert counted == []
+    assert len(optimizer.param_groups[0]["params"]) == 4
+
+
+def test_resampled_latents_point_at_what_is_badly_reconstructed(make_trainer):
+    model = DictionaryAutoencoder(4, 8, TopKCode(1), normalize=False, dead_after=1)
+    x = torch.eye(4)[torch.tensor([0, 0, 0, 0, 2])]
+    params = x.clone()
+    params[-1] = 0.0  # only the last is wrong
+    optimizer = torch.optim.Adam(model.parameters())
+    model.objective(model.terms(x, model(x))).mean().backward()
+    optimizer.step()
+    dead = torch.tensor([3, 5])
+    kept = {name: value.detach().clone() for name, value in model.named_parameters()}
+    drawn = model.resample(x, params, 2 * len(x))
+    expected = torch.nn.functional.normalize(x[-1] - model.pre_bias.detach(), dim=0)
+    torch.testing.assert_close(drawn, expected.expand_as(drawn))
+    model.start_anew(dead, drawn[:2], [optimizer])
+    living = [0, 1, 2, 4, 6, 7]
+    torch.testing.assert_close(model.decoder.atoms[dead].detach(), drawn[:2])
+    size = 0.2 * kept["encoder.weight"][living].norm(dim=1).mean()
+    torch.testing.assert_close(model.encoder.weight[dead].detach(), size * drawn[:2])
+    assert model.encoder.bias[dead].tolist() == [0, 0]
+    assert torch.equal(model.encoder.weight[living], kept["encoder.weight"][living])
+    assert torch.equal(model.decoder.atoms[living], kept["decoder.atoms"][living])
+    for parameter in (model.encoder.weight, model.encoder.bias, model.decoder.atoms):
+        assert optimizer.state[parameter]["exp_avg_sq"][dead].abs().sum() == 0
+
+
+def test_resampling_in_training_leaves_fewer_dead(make_trainer):
+    x = ae.sparse_dictionary(4096, 16, 64, 3).x
+    dead = {}
+    for every in (0, 32):
+        L.seed_everything(0, verbose=False)
+        model = DictionaryAutoencoder(16, 64, TopKCode(3), penalties={}, dead_after=512, resample_every=every, lr=3e-3)
+        with torch.no_grad():
+            model.encoder.bias[:32] = -100.0
+        make_trainer(max_epochs=8).fit(model, TensorDataModule(x, batch_size=128, val_fraction=0.0))
+        dead[every] = len(model.find_dead())
+    assert dead[0] >= 32
+    assert dead[32] < 8
+
+
+def test_prefixes_are_reconstructed_on_their_own():
+    model = randomise(DictionaryAutoencoder(5, 24, TopKCode(3), prefixes=[4, 10]).double())
+    x = torch.randn(8, 5, dtype=torch.float64)
+    z, x_hat = plain(model, x, 3)
+    terms = model.terms(x, model(x))
+    s, b = model.input_scale, model.pre_bias
+    expected = sum((z[:, :m] @ model.decoder.atoms[:m] + b - s * x).square().sum(1) for m in (4, 10))
+    torch.testing.assert_close(terms["prefixes"], expected)
+    whole = (s * (x_hat - x)).square().sum(1)
+    torch.testing.assert_close(model.objective(terms), whole + expected)
+    parameters = list(model.parameters())
+    got = torch.autograd.grad(model.objective(terms).sum(), parameters)
+    for ours, theirs in zip(got, torch.autograd.grad((whole + expected).sum(), parameters), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"code": TopKCode(25)}, "code: expected k of at most num_latents=24, got 25"),
+    ({"dead_after": 0}, "dead_after: expected a whole number of at least 1, got 0"),
+    ({"resample_every": -1}, "resample_every: expected a whole number of at least 0"),
+    ({"prefixes": [4, 24]}, "prefixes: expected less than num_latents=24"),
+    ({"prefixes": [4, 3]}, "prefixes: expected rising numbers"),
+    ({"loss": ae.BernoulliNLL()}, "loss: expected one without output activation, got BernoulliNLL"),
+])  # fmt: skip
+def test_what_cannot_be_is_an_error(options, message):
+    with pytest.raises(ValueError, match=message):
+        DictionaryAutoencoder(5, 24, **{"code": TopKCode(3), **options})
+
+
+def test_mixed_precision_trains(make_trainer):
+    model = DictionaryAutoencoder(16, 64, TopKCode(4))
+    trainer = make_trainer(precision="bf16-mixed", max_epochs=4)
+    trainer.fit(model, TensorDataModule(ae.sparse_dictionary(2048, 16, 32, 2).x, batch_size=64))
+    assert trainer.callback_metrics["val/fvu"] < 0.6
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+
+
+@pytest.mark.parametrize("code", [TopKCode(3), BatchTopKCode(3)])
+def test_the_atoms_of_a_known_dictionary_are_recovered(code, make_trainer):
+    """64 atoms in 32 dimensions, 3 on, 20 000 examples, 20 epochs, 96 latents: |cos| > 0.9 for at least 95 %."""
+    data = ae.sparse_dictionary(20_000, 32, 64, 3)
+    model = DictionaryAutoencoder(32, 96, code, lr=3e-3, dead_after=5_000)
+    make_trainer(max_epochs=20).fit(model, TensorDataModule(data.x, batch_size=256, val_fraction=0.0))
+    best = (data.atoms @ model.decoder.weight).abs().amax(1)
+    assert (best > 0.9).float().mean() >= 0.95
+    untrained = DictionaryAutoencoder(32, 96, code)
+    assert ((data.atoms @ untrained.decoder.weight).abs().amax(1) > 0.9).float().mean() < 0.05
