@@ -53,6 +53,13 @@ class Code(Rebuildable, nn.Module, ABC):
         """
         return {}
 
+    def on_train_batch_start(self, reduce: Callable[[Tensor], Tensor]) -> None:
+        """Called before each training batch, outside of what is compiled.
+
+        Args:
+            reduce: averages a tensor over the ranks.
+        """
+
     def statistics(self, h: Tensor) -> dict[str, Tensor]:
         """What :class:`lightning_ae.LatentSparsityMonitor` looks at beside ``z``, for the encoder's output ``h``.
 

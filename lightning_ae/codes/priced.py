@@ -45,9 +45,11 @@ class L0Controller(nn.Module):
     use is :math:`w\,e^{\kappa e}` with :math:`e` averaged over some batches, which keeps the two from swinging against
     each other. All of it is state on the device, kept in checkpoints.
 
-    A batch is taken into account when the next one comes. In between DDP has copied the first rank's buffers to the
-    others, so all ranks go by the first one's batches and have the same weight (not with ``broadcast_buffers=False``,
-    where each goes by its own).
+    Start with a weight that is too small rather than too large: a code that was made too sparse at first comes back
+    slowly. Allow about a thousand batches, more the smaller the learning rate.
+
+    A batch is taken into account before the next one, so a batch has one weight. Under the Trainer all ranks go by the
+    mean of theirs. In a loop of your own the next forward pass does it, except in compiled code: call :meth:`step`.
 
     Args:
         weight: where the weight starts.
@@ -60,26 +62,37 @@ class L0Controller(nn.Module):
     error: Tensor
     seen: Tensor
 
-    def __init__(self, weight: float, target: float, rate: float = 0.01, gain: float = 1.0) -> None:
+    def __init__(self, weight: float, target: float, rate: float = 0.007, gain: float = 0.5) -> None:
         super().__init__()
         self.target = target
         self.rate = rate
         self.gain = gain
         self.register_buffer("weight", torch.tensor(float(weight)))
         self.register_buffer("error", torch.tensor(0.0))
-        self.register_buffer("seen", torch.tensor(float(target)))
+        self.register_buffer("seen", torch.tensor(-math.inf))
 
     def current(self) -> Tensor:
-        """The weight in use, without dimensions; a copy, as the objective's graph may outlive the next step."""
+        """The weight in use, without dimensions: not a buffer, as the objective's graph may outlive the next step."""
         return self.weight * (self.gain * self.error).exp()
 
     @torch.no_grad()
     def observe(self, active: Tensor) -> None:
-        """Take the previous batch into account, and keep this one's active latents, ``(B,)``, for the next call."""
-        error = (self.seen / self.target).log().clamp(-1, 1)
-        self.weight.mul_((self.rate * error).exp()).clamp_(1e-12, 1e12)
-        self.error.lerp_(error, 0.1)
+        """Keep a batch's active latents, ``(B,)``, for the next :meth:`step`."""
         self.seen.copy_(active.mean())
+
+    @torch.no_grad()
+    def step(self, reduce: Callable[[Tensor], Tensor] | None = None) -> None:
+        """Take the batch seen last into account, once.
+
+        Args:
+            reduce: averages a tensor over the ranks.
+        """
+        seen = self.seen if reduce is None else reduce(self.seen)
+        error = (seen / self.target).log().clamp(-1, 1)
+        fresh = seen.isfinite()
+        self.weight.mul_(torch.where(fresh, (self.rate * error).exp(), 1.0)).clamp_(1e-12, 1e12)
+        self.error.copy_(torch.where(fresh, 0.9 * self.error + 0.1 * error, self.error))
+        self.seen.fill_(-math.inf)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> L0Controller:
         # a model made bfloat16 would round each step of the weight away
@@ -133,8 +146,16 @@ class PricedCode(KeepsAttributes, Code):
             return {self.term: charge}
         active = charge.detach() if self.term == "l0" else count_active(z.detach())
         if self.training and len(z):
+            # not in a graph: torch 2.14 recomputes for backward what hangs on a buffer, from its changed value
+            if not torch.compiler.is_compiling():
+                self.controller.step()
             self.controller.observe(active)
         return {"l0": active, self.term: charge}
+
+    def on_train_batch_start(self, reduce: Callable[[Tensor], Tensor]) -> None:
+        """Adapt the weight to the previous batch."""
+        if self.controller is not None:
+            self.controller.step(reduce)
 
     def weights(self) -> Mapping[str, float | Tensor]:
         """The weight of the charge now; active latents that are only logged have weight 0."""

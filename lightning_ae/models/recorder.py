@@ -68,8 +68,9 @@ class Recorder(L.Callback):
     def on_train_batch_start(  # type: ignore[override]
         self, trainer: L.Trainer, pl_module: Autoencoder, batch: Any, batch_idx: int
     ) -> None:
-        """Check the first batch, and start the epoch's means with it."""
+        """Check the first batch, and start the epoch's means with it; let the code see to its state."""
         self._check(trainer, pl_module, batch)
+        pl_module.code.on_train_batch_start(lambda tensor: trainer.strategy.reduce(tensor, reduce_op="mean"))
         if batch_idx == 0:
             self._train_means.reset()
 

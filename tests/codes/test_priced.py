@@ -1,0 +1,92 @@
+"""The controller that finds a weight for a stated number of active latents."""
+
+import math
+
+import lightning as L
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from lightning_ae import GatedCode, L1Code, LinearDecoder, LinearEncoder, SoftThresholdCode, SparseAutoencoder
+from lightning_ae.codes.priced import L0Controller
+
+
+def by_hand(seen, target, weight, rate=0.007, gain=0.5):
+    """The weight in use after each batch, in plain Python."""
+    smooth, used = 0.0, []
+    for value in seen:
+        error = max(-1.0, min(1.0, math.log(value / target) if value else -math.inf))
+        weight *= math.exp(rate * error)
+        smooth = 0.9 * smooth + 0.1 * error
+        used.append(weight * math.exp(gain * smooth))
+    return used
+
+
+def test_the_law_is_the_documented_one():
+    controller = L0Controller(0.5, target=8)
+    used = []
+    for value in (20.0, 9.0, 8.0, 3.0, 0.0, 200.0):
+        controller.observe(torch.tensor([value, value]))
+        controller.step()
+        controller.step()  # nothing new
+        used.append(float(controller.current()))
+    assert used == pytest.approx(by_hand((20, 9, 8, 3, 0, 200), 8, 0.5), rel=1e-5)
+
+
+def test_the_weight_of_a_batch_stays_until_the_next():
+    code = L1Code(0.5, "relu", target_l0=2).train()
+    h = torch.ones(4, 6)
+    code(h)
+    first = float(code.weights()["l1"])
+    assert first == 0.5
+    assert float(code.weights()["l1"]) == first
+    code(h)
+    assert float(code.weights()["l1"]) == pytest.approx(by_hand([6], 2, 0.5)[0])
+    code.eval()(h)
+    code.encode(h)
+    assert float(code.weights()["l1"]) == pytest.approx(by_hand([6], 2, 0.5)[0])
+
+
+def test_ranks_go_by_the_mean_of_theirs():
+    code = L1Code(0.5, "relu", target_l0=2).train()
+    code(torch.ones(4, 6))  # six of this rank's, and the other has two
+    code.on_train_batch_start(lambda tensor: (tensor + 2) / 2)
+    assert float(code.weights()["l1"]) == pytest.approx(by_hand([4], 2, 0.5)[0])
+
+
+def test_the_controller_works_in_single_precision_in_a_bfloat16_model():
+    code = L1Code(0.5, "relu", target_l0=2).to(torch.bfloat16).train()
+    h = torch.ones(4, 3, dtype=torch.bfloat16)
+    for _ in range(11):
+        code(h)
+    assert float(code.weights()["l1"]) == pytest.approx(by_hand([3] * 10, 2, 0.5)[-1], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_wide_target_of_32_is_met_within_a_tenth_by_the_trainer(make_trainer):
+    generator = torch.Generator().manual_seed(0)
+    atoms = torch.nn.functional.normalize(torch.randn(256, 64, generator=generator), dim=1)
+    on = torch.rand(6144, 256, generator=generator) < 16 / 256
+    x = (on * (0.5 + torch.rand(6144, 256, generator=generator))) @ atoms
+    train, held_out = x[:5120], x[5120:]
+    for code in (
+        L1Code(0.01, "relu", target_l0=32),
+        L1Code(1.0, "relu", target_l0=32),
+        SoftThresholdCode(0.1, 0.1, num_latents=256, target_l0=32),
+        GatedCode(256, 0.1, target_l0=32),
+    ):
+        L.seed_everything(0, verbose=False)
+        model = SparseAutoencoder(LinearEncoder(64, 256), LinearDecoder(256, 64), code, unit_norm=True, lr=2e-3)
+        make_trainer(max_epochs=30).fit(model, DataLoader(train, batch_size=128, shuffle=True))
+        with torch.no_grad():
+            l0 = (model.eval().encode(held_out) != 0).sum(1).float().mean().item()
+        assert l0 == pytest.approx(32, rel=0.1), code
+
+
+def test_the_number_of_active_latents_is_logged(make_trainer):
+    model = SparseAutoencoder(LinearEncoder(8, 6), LinearDecoder(6, 8), L1Code(0.1, "relu", target_l0=2))
+    trainer = make_trainer()
+    x = torch.randn(64, 8)
+    trainer.fit(model, DataLoader(x, batch_size=16), DataLoader(x, batch_size=64))
+    expected = (model.encode(x) != 0).sum(1).float().mean()
+    torch.testing.assert_close(trainer.callback_metrics["val/l0"].float(), expected)
