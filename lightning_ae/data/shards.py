@@ -23,7 +23,10 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
         write: writes to the temporary name that it is given.
     """
     part = path.with_name(f"{path.name}.part")
+    part.touch()
+    mode = part.stat().st_mode
     write(part)
+    part.chmod(mode)  # safetensors keeps what it writes from everybody else
     with part.open("rb+") as file:
         os.fsync(file.fileno())
     part.replace(path)

@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -104,6 +105,29 @@ def test_resumes_in_the_middle_of_an_epoch(folder):
     assert state == {"epoch": 0, "batch": 3}
     assert seen + read(again) == expected[0]
     assert read(again) == expected[1]
+
+
+def on_rank(folder, rank, world_size, **options):
+    data = ActivationDataModule(folder, 8, val_fraction=0.2, buffer_rows=64, **options)
+    data.trainer = SimpleNamespace(
+        overfit_batches=0, distributed_sampler_kwargs={"rank": rank, "num_replicas": world_size}
+    )
+    return data
+
+
+def test_ranks_read_different_rows_and_together_the_batches_of_one_device(folder):
+    one = ActivationDataModule(folder, 56, val_fraction=0.2, buffer_rows=64)
+    ranks = [on_rank(folder, rank, 7) for rank in range(7)]
+    whole, parts = read(one.train_dataloader()), [read(data.train_dataloader()) for data in ranks]
+    assert one.num_train_examples % 7  # some rows have to be repeated, so that ranks have equally many
+    assert len({len(flat(part)) for part in parts}) == 1
+    for batch, *of_ranks in zip(whole, *parts, strict=True):
+        together = [row for rows in zip(*of_ranks, strict=True) for row in rows]
+        assert together[: len(batch)] == batch
+    seen = [row for part in parts for row in flat(part)]
+    assert len(seen) - len(set(seen)) == -one.num_train_examples % 7
+    held_out = [row for data in ranks for row in flat(read(data.val_dataloader()))]
+    assert sorted(held_out) == flat(read(one.val_dataloader()))
 
 
 def test_reading_ahead_ends_with_the_pass(folder):

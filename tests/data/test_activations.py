@@ -67,6 +67,13 @@ def test_the_manifest_tells_counts_and_moments(tmp_path):
     torch.testing.assert_close(shards.mean, torch.tensor(rows.mean(0), dtype=torch.float32))
 
 
+@pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
+def test_shards_can_be_read_by_whom_new_files_can(tmp_path):
+    (tmp_path / "new").touch()
+    collect_activations(network(), "1", data(), tmp_path / "shards")
+    assert {path.stat().st_mode for path in (tmp_path / "shards").iterdir()} == {(tmp_path / "new").stat().st_mode}
+
+
 def test_any_rows_can_be_read_in_any_order(tmp_path):
     shards = collect_activations(network(), "1", data(), tmp_path, shard_rows=10)
     which = torch.tensor([49, 0, 13, 14, 13, 28])

@@ -36,6 +36,15 @@ def test_a_pool_is_whole_blocks_permuted_among_themselves():
     assert found[:15].div(5, rounding_mode="floor").unique().tolist() != [0, 1, 2]
 
 
+def test_the_order_of_blocks_is_new_in_each_epoch_and_that_within_them_in_each_pool():
+    one, found = BlockOrder([5] * 12, 5, pool_size=5, shuffle=True), []
+    for epoch in range(2):
+        one.set_epoch(epoch)
+        found.append(torch.stack(list(one)))  # a pool is a block here, and a batch
+    assert (found[0] // 5)[:, 0].tolist() != (found[1] // 5)[:, 0].tolist()
+    assert all(len((epoch % 5).unique(dim=0)) > 6 for epoch in found)
+
+
 def test_neighbours_are_mixed_within_a_pool():
     whole = torch.cat(list(BlockOrder([100] * 10, 10, pool_size=1000, shuffle=True)))
     # in a full shuffle of 1000 the mean distance of successive examples is a third of that
