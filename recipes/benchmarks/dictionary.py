@@ -55,7 +55,8 @@ def ours(x: Tensor, latents: int, k: int) -> Step:
 
 def dense(x: Tensor, latents: int, k: int) -> Step:
     """The same in plain PyTorch, with a dense code."""
-    atoms = torch.nn.Parameter(functional.normalize(torch.randn(latents, x.shape[1]), dim=1))
+    start = ae.DictionaryAutoencoder(x.shape[1], latents, ae.TopKCode(k))
+    atoms = torch.nn.Parameter(start.decoder.atoms.detach().clone())
     weight, bias = torch.nn.Parameter(atoms.detach().clone()), torch.nn.Parameter(torch.zeros(latents))
     centre = torch.nn.Parameter(x.mean(0))
     parameters = [atoms, weight, bias, centre]

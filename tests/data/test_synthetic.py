@@ -4,7 +4,7 @@ import torch
 from scipy.linalg import subspace_angles
 from sklearn.decomposition import PCA
 
-from lightning_ae.data import linear_gaussian
+from lightning_ae.data import linear_gaussian, sparse_dictionary
 
 
 def test_pca_finds_the_loadings_and_the_eigenvalues():
@@ -45,3 +45,38 @@ def test_the_seed_decides_the_examples():
 def test_numbers_out_of_range_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         linear_gaussian(**{"num_examples": 3, "in_features": 4, "latent_dim": 2} | arguments)
+
+
+def test_sparse_examples_are_sums_of_exactly_so_many_atoms_of_norm_1():
+    x, atoms, z = sparse_dictionary(50, 6, 20, 3, seed=1)
+    np.testing.assert_allclose(np.linalg.norm(atoms.numpy(), axis=1), 1, rtol=1e-6)
+    for row in range(50):
+        on = np.flatnonzero(z[row].numpy())
+        assert len(on) == 3
+        expected = sum(z[row, i].item() * atoms[i].numpy() for i in on)
+        np.testing.assert_allclose(x[row].numpy(), expected, atol=1e-6)
+    values = z[z != 0]
+    assert values.min() >= 0.5
+    assert values.max() <= 1.5
+
+
+def test_atoms_are_on_alike_or_the_later_the_rarer():
+    even = (sparse_dictionary(20_000, 4, 10, 1).z != 0).float().mean(0)
+    np.testing.assert_allclose(even.numpy(), 0.1, atol=0.01)
+    odds = (sparse_dictionary(20_000, 4, 10, 1, decay=1.0).z != 0).float().mean(0)
+    expected = 1 / np.arange(1, 11)
+    np.testing.assert_allclose(odds.numpy(), expected / expected.sum(), atol=0.01)
+
+
+def test_noise_of_the_dictionary_has_the_deviation_asked_for():
+    data = sparse_dictionary(20_000, 4, 10, 2, noise=0.3)
+    assert (data.x - data.z @ data.atoms).std().item() == pytest.approx(0.3, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [({"active": 11}, "active: expected at most num_atoms=10"), ({"noise": -1.0}, "noise"), ({"decay": -1.0}, "decay")],
+)
+def test_a_dictionary_that_cannot_be_is_an_error(options, error):
+    with pytest.raises(ValueError, match=error):
+        sparse_dictionary(**{"num_examples": 5, "in_features": 4, "num_atoms": 10, "active": 2, **options})
