@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+import lightning as L
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_ae.callbacks.probe import Event, Monitor
 from lightning_ae.callbacks.probe.monitor import MaskFunction
@@ -74,20 +76,39 @@ class DeadReLUMonitor(Monitor):
         if not tau >= 0:
             raise ValueError(f"tau: expected a number of at least 0, got {tau}.")
         self.tau = tau
+        #: calls of a batch: site, sums of absolute outputs, firings, positions, examples
+        self._heard: list[tuple[str, Tensor, Tensor | None, Tensor | int, Tensor | int]] = []
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Join the probe of this Trainer."""
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit":
+            self._heard = []
 
     def on_activation(self, event: Event) -> None:
-        """Add a call of an activation."""
-        site, y, name = event.site, event.y, event.site.name
-        if not self.wants(site):
-            return
-        mass = event.magnitude()
-        finite = mass.isfinite()
-        self.counters.add(name, "mass", torch.where(finite, mass, 0.0), torch.float64)
-        self.counters.add(name, "nonfinite", ~finite)
-        if site.interval is not None:
-            self.counters.add(name, "fired", event.live())
-        self.counters.add(name, "positions", event.positions(), device=y.device)
-        self.counters.add(name, "examples", event.examples(), device=y.device)
+        """Count a call of an activation."""
+        if self.wants(event.site):
+            fired = None if event.site.interval is None else event.live()
+            self._heard.append((event.site.name, event.magnitude(), fired, event.positions(), event.examples()))
+
+    def on_batch(self, trainer: L.Trainer | None, module: nn.Module, outputs: Any, batch: Any) -> None:
+        """Add the calls of a batch: those of all sites together, since small kernels cost more than what they do."""
+        heard, self._heard = self._heard, []
+        add = self.counters.add
+        for name, _, fired, positions, examples in heard:
+            add(name, "positions", positions)
+            add(name, "examples", examples)
+            if fired is not None:
+                add(name, "fired", fired)
+        for device in {mass.device for _, mass, *_ in heard}:
+            there = [(name, mass) for name, mass, *_ in heard if mass.device == device]
+            mass = torch.cat([mass for _, mass in there])
+            finite = mass.isfinite()
+            sizes = [len(mass) for _, mass in there]
+            parts = torch.split(torch.where(finite, mass, 0.0), sizes), torch.split(~finite, sizes)
+            for (name, _), size, nonfinite in zip(there, *parts, strict=True):
+                add(name, "mass", size, torch.float64)
+                add(name, "nonfinite", nonfinite)
 
     # -- what people ask --------------------------------------------------------------------------------------
 

@@ -104,6 +104,7 @@ class GradientSaturationMonitor(Monitor):
         #: of each call of the output: what it gave, the gradient before it, and what to multiply that with
         self._pairs: list[tuple[Tensor, Tensor, Tensor | float]] = []
         self._outputs: list[Tensor] = []
+        self._norms: list[tuple[str, Tensor]] = []
         self._output_grads: list[tuple[Tensor, Tensor | float]] = []
         self._is_activation = False
         self.steps.forget()
@@ -134,7 +135,7 @@ class GradientSaturationMonitor(Monitor):
         flat = self._flat(event, elements)
         if flat is not None:
             self.counters.add(site.name, "saturated", flat)
-            self.counters.add(site.name, "elements", elements, device=y.device)
+            self.counters.add(site.name, "elements", elements)
 
     def _flat(self, event: Event, elements: int | Tensor) -> Tensor | None:
         if event.site.activation.name in ("relu", "relu6", "hardtanh"):
@@ -152,11 +153,20 @@ class GradientSaturationMonitor(Monitor):
             self._output_grads.append((grad_z, self._unscale()))
         if not self.wants(site):
             return
-        norms = norms_of((grad_z, grad_y))
-        total = self.counters.get(site.name, "gradients", (2,), torch.float64, norms.device)
-        squares = norms.to(total.dtype).mul_(self._unscale()).square_()
+        norms, unscale = norms_of((grad_z, grad_y)), self._unscale()
+        self._norms.append((site.name, norms.double() * unscale if isinstance(unscale, Tensor) else norms))
+
+    def _add_gradients(self) -> None:
+        """The norms of a batch together, since small kernels cost more than what they compute."""
+        if not self._norms:
+            return
+        names, norms = zip(*self._norms, strict=True)
+        wide = torch.float32 if norms[0].device.type == "mps" else torch.float64
+        squares = torch.cat([norm.to(norms[0].device, wide) for norm in norms]).view(-1, 2).square_()
         # a step that AMP skips must not spoil the sums
-        total.add_(torch.where(squares.isfinite().all(), squares, torch.zeros_like(squares)))
+        squares = torch.where(squares.isfinite().all(1, keepdim=True), squares, 0.0)
+        for name, pair in zip(names, squares.unbind(), strict=True):
+            self.counters.add(name, "gradients", pair, torch.float64)
 
     def _unscale(self) -> Tensor | float:
         # asked for when a gradient comes: the scaler makes its scale with the first loss, and changes it after the step
@@ -188,6 +198,7 @@ class GradientSaturationMonitor(Monitor):
             self._output_seen = True
             if len(self._outputs) == len(self._output_grads):  # gradients come in the opposite order
                 pairs = [(y, *grad) for y, grad in zip(self._outputs, reversed(self._output_grads), strict=True)]
+        self._add_gradients()
         self.steps.after(self.counters)
         self._forget()
         if self.output is not None and not self._output_seen:
@@ -220,17 +231,18 @@ class GradientSaturationMonitor(Monitor):
                 got = "has no tensor" if x is None else f"begins with one of shape {tuple(x.shape)}"
                 raise ValueError(f"output: {self.output!r} gives {tuple(value.shape)}, but the batch {got}.")
             size = {"elements": grad.numel(), "batch": len(grad), "sum": 1}[reduction]
-            slopes = full_precision(grad).abs() * (size * accumulated) * unscale
+            slopes = full_precision(grad).abs().mul_(size * accumulated)
+            slopes = slopes * unscale if isinstance(unscale, Tensor) else slopes
             self._add_output(slopes, prediction, x.reshape(prediction.shape))
 
     def _add_output(self, slopes: Tensor, prediction: Tensor, x: Tensor) -> None:
-        errors = (full_precision(prediction) - full_precision(x)).abs()
+        errors = (full_precision(prediction) - full_precision(x)).abs_()
         # elements that are wrong by more than a hundredth and hear of it by less than a hundredth of that
         wrong = errors > 0.01
         starved = wrong & (slopes < 0.01 * errors)
         values = torch.stack([slopes.sum().to(errors.dtype), errors.sum()])
         finite = values.isfinite().all()
-        self.counters.add("output", "sums", torch.where(finite, values, torch.zeros_like(values)), torch.float64)
+        self.counters.add("output", "sums", torch.where(finite, values, 0.0), torch.float64)
         for field, marked in (("wrong", wrong), ("starved", starved)):
             self.counters.add("output", field, marked.sum() * finite)
 
@@ -294,7 +306,8 @@ class GradientSaturationMonitor(Monitor):
     def transmission_of(self, results: Mapping[Key, Tensor]) -> dict[str, float]:
         """:meth:`transmission`, from these sums."""
         return {
-            site: math.sqrt(float(squares[0]) / float(squares[1]))
+            # a difference of sums may fall below 0 by rounding
+            site: math.sqrt(max(0.0, float(squares[0])) / float(squares[1]))
             for (site, field), squares in results.items()
             if field == "gradients" and float(squares[1]) > 0
         }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import lightning as L
@@ -11,15 +11,14 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 
 from lightning_ae.callbacks.probe.counters import Counters
-from lightning_ae.callbacks.probe.site import clean_name
+from lightning_ae.callbacks.probe.site import clean_name, structure
 
 
 class _Step:
     """Gradients of the optimizers that step side by side."""
 
     def __init__(self) -> None:
-        self.ids: set[int] = set()
-        self.parameters: list[Tensor] = []
+        self.ids: dict[int, None] = {}  # of parameters, in the order of their norms
         self.norms: list[Tensor] = []
 
 
@@ -36,6 +35,7 @@ class LayerSteps:
 
     def __init__(self) -> None:
         self.names: list[str] = []
+        self._structure: tuple[Any, ...] = ()
         self._layer_of: dict[int, int] = {}
         self._places: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
         self.forget()
@@ -52,26 +52,29 @@ class LayerSteps:
     ) -> None:
         """Take the norms of the gradients, times ``unscale``; remember the weights before the step."""
         self._index(module)
-        owned = [p for group in optimizer.param_groups for p in group["params"] if id(p) in self._layer_of]
-        with_grad = [p for p in owned if p.grad is not None and not p.grad.is_sparse]
-        if not with_grad:
+        found = {
+            id(p): (p, gradient)
+            for group in optimizer.param_groups
+            for p in group["params"]
+            if id(p) in self._layer_of and (gradient := p.grad) is not None and not gradient.is_sparse
+        }
+        if not found:
             return
         with torch.no_grad():
-            norms = norms_of([_local(p.grad) for p in with_grad]) * unscale
-            for p in with_grad:
-                if id(p) not in self._before:
-                    self._before[id(p)] = (p, _local(p).clone())
+            norms = norms_of([_local(gradient) for _, gradient in found.values()])
+            norms = norms * unscale if isinstance(unscale, Tensor) else norms
+            for key, (p, _) in found.items():
+                if key not in self._before:
+                    self._before[key] = (p, _local(p).clone())
         if trainer is not None:
             self._ranks = trainer.world_size
             self._sharded = isinstance(trainer.strategy, (FSDPStrategy, ModelParallelStrategy))
         # optimizers that share the layers out among them (weights to one, biases to another) make one step
-        ids = {id(p) for p in with_grad}
-        step = next((step for step in self._steps if not ids & step.ids), None)
+        step = next((step for step in self._steps if step.ids.keys().isdisjoint(found)), None)
         if step is None:
             step = _Step()
             self._steps.append(step)
-        step.ids |= ids
-        step.parameters += with_grad
+        step.ids.update(dict.fromkeys(found))
         step.norms.append(norms)
 
     def after(self, counters: Counters) -> None:
@@ -82,33 +85,31 @@ class LayerSteps:
             return
         # every rank of DDP has the whole gradient: their sum over ranks is to count once, as do their steps
         share = 1.0 if sharded else 1 / ranks
-        finite = torch.ones((), dtype=torch.bool, device=steps[0].norms[0].device)
+        device = steps[0].norms[0].device
+        finite = torch.ones((), dtype=torch.bool, device=device)
         for step in steps:
-            norms = torch.cat([norms.to(finite.device) for norms in step.norms])
+            norms = step.norms[0] if len(step.norms) == 1 else torch.cat([norms.to(device) for norms in step.norms])
             taken = norms.isfinite().all()
             finite = finite & taken
-            touched = self._add(counters, "grad", step.parameters, norms, taken, share)
+            index, touched = self._place(step.ids, device)
+            self._add(counters, "grad", index, torch.where(taken, norms, 0.0), share)
             counters.add("layers", "grad_steps", touched * taken / ranks, torch.float64)
-        stepped, old = [p for p, _ in before.values()], [value for _, value in before.values()]
+        stepped, old = [_local(p) for p, _ in before.values()], [value for _, value in before.values()]
         weights = norms_of(old)
-        torch._foreach_sub_(old, [_local(p) for p in stepped])
-        updates = norms_of(old)
-        finite = finite & weights.isfinite().all() & updates.isfinite().all()
-        self._add(counters, "weight", stepped, weights, finite, share)
-        self._add(counters, "update", stepped, updates, finite, share)
+        torch._foreach_sub_(old, stepped)
+        norms = torch.stack([weights, norms_of(old)])
+        norms = torch.where(finite & norms.isfinite().all().to(device), norms, 0.0)
+        index, _ = self._place(before, norms.device)
+        self._add(counters, "weight", index, norms[0], share)
+        self._add(counters, "update", index, norms[1], share)
 
-    def _add(
-        self, counters: Counters, field: str, parameters: Sequence[Tensor], norms: Tensor, finite: Tensor, share: float
-    ) -> Tensor:
+    def _add(self, counters: Counters, field: str, index: Tensor, norms: Tensor, share: float) -> None:
         total = counters.get("layers", field, (len(self.names),), torch.float64, norms.device)
-        squares = norms.to(total.dtype).square() * share
-        index, touched = self._place(parameters, norms.device)
-        total.index_add_(0, index, torch.where(finite, squares, torch.zeros_like(squares)))
-        return touched
+        total.index_add_(0, index, norms.to(total.dtype).square_(), alpha=share)
 
-    def _place(self, parameters: Sequence[Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
+    def _place(self, ids: Iterable[int], device: torch.device) -> tuple[Tensor, Tensor]:
         """Numbers of the parameters' layers, and 1 for each layer that has one; on the device, made once."""
-        key = tuple(id(p) for p in parameters)
+        key = tuple(ids)
         if key not in self._places or self._places[key][0].device != device:
             index = torch.tensor([self._layer_of[i] for i in key])
             touched = torch.zeros(len(self.names)).index_fill_(0, index, 1.0)
@@ -116,13 +117,16 @@ class LayerSteps:
         return self._places[key]
 
     def _index(self, module: nn.Module) -> None:
+        now = structure(module)
+        if now == self._structure:
+            return
+        self._structure = now
         names: dict[str, int] = {}
         layer_of = {}
         for name, parameter in module.named_parameters():
             layer = clean_name(name.rpartition(".")[0]) or "model"
             layer_of[id(parameter)] = names.setdefault(layer, len(names))
-        if layer_of != self._layer_of or list(names) != self.names:
-            self._layer_of, self.names, self._places = layer_of, list(names), {}
+        self._layer_of, self.names, self._places = layer_of, list(names), {}
 
 
 def _local(tensor: Any) -> Tensor:
@@ -135,4 +139,7 @@ def norms_of(tensors: Sequence[Tensor]) -> Tensor:
     """Norms in float32, or in float64 if that is what there is, on one device."""
     parts = [torch.view_as_real(tensor) if tensor.is_complex() else tensor for tensor in tensors]
     wide = torch.float64 if any(part.dtype == torch.float64 for part in parts) else torch.float32
-    return torch.stack([norm.to(parts[0].device) for norm in torch._foreach_norm(parts, 2, wide)])
+    norms = torch._foreach_norm(parts, 2, wide)
+    if any(norm.device != norms[0].device for norm in norms):
+        norms = tuple(norm.to(norms[0].device) for norm in norms)
+    return torch.stack(norms)

@@ -79,8 +79,12 @@ def hoyer(z: Tensor) -> Tensor:
         tensor([1., 0., nan])
     """
     size = _relative(z, least=2)
-    root = math.sqrt(size.shape[1])
-    return ((root - size.sum(1) / size.square().sum(1).sqrt()) / (root - 1)).clamp(0, 1)
+    return _hoyer(size.sum(1) / size.square().sum(1).sqrt(), size.shape[1])
+
+
+def _hoyer(ratio: Tensor, n: int) -> Tensor:
+    root = math.sqrt(n)
+    return ((root - ratio) / (root - 1)).clamp(0, 1)
 
 
 def gini(z: Tensor) -> Tensor:
@@ -105,10 +109,14 @@ def gini(z: Tensor) -> Tensor:
         tensor([0.7500, 0.0000, 0.2500])
     """
     size = _relative(z)
+    return _gini(size, size.sum(1))
+
+
+def _gini(size: Tensor, total: Tensor) -> Tensor:
     n = size.shape[1]
     # the sum and the one before it taken together: equal latents then cancel exactly
     weights = torch.arange(1 - n, n, 2, dtype=size.dtype, device=size.device) / n
-    return ((weights * size.sort(1).values).sum(1) / size.sum(1)).clamp(0, 1)
+    return ((weights * size.sort(1).values).sum(1) / total).clamp(0, 1)
 
 
 def population_sparsity(z: Tensor) -> Tensor:
@@ -134,6 +142,18 @@ def population_sparsity(z: Tensor) -> Tensor:
     """
     size = _relative(z, least=2)
     return lifetime_sparsity(size.mean(1), size.square().mean(1), size.shape[1])
+
+
+def sparseness(z: Tensor) -> Tensor:
+    """:func:`hoyer`, :func:`gini` and :func:`population_sparsity` of each code ``(3, B)``, for less than one by one.
+
+    Args:
+        z: codes, ``(B, n)``, or ``(B, ...)`` to be flattened; at least two latents.
+    """
+    size = _relative(z, least=2)
+    total, n = size.sum(1), size.shape[1]
+    ratio = total / size.square().sum(1).sqrt()
+    return torch.stack([_hoyer(ratio, n), _gini(size, total), ((1 - ratio.square() / n) / (1 - 1 / n)).clamp(0, 1)])
 
 
 def lifetime_sparsity(mean_abs: Tensor, mean_square: Tensor, n: int | Tensor) -> Tensor:

@@ -18,10 +18,12 @@ class Counters:
     have come, the current span becomes the previous one. What is reported is the sum of both. Counts are int64 and
     other sums float64 (float32 on MPS, which has no other).
 
+    What is added waits, numbers on the host and tensors as they are, until :meth:`flush` or until something is read,
+    so a batch costs few calls. A tensor must not be changed meanwhile.
+
     Example:
         >>> counters = Counters()
-        >>> counters.get("encoder.1", "fired", (2,)).add_(torch.tensor([3, 0]))
-        tensor([3, 0])
+        >>> counters.add("encoder.1", "fired", torch.tensor([3, 0]))
         >>> counters.rotate()
         >>> counters.totals()["encoder.1", "fired"]
         tensor([3, 0])
@@ -30,6 +32,8 @@ class Counters:
     def __init__(self) -> None:
         self._current: dict[Key, Tensor] = {}
         self._previous: dict[Key, Tensor] = {}
+        self._numbers: dict[Key, int] = {}
+        self._waiting: dict[Key, tuple[Tensor, torch.dtype]] = {}
 
     def get(
         self,
@@ -57,24 +61,47 @@ class Counters:
         self,
         site: str,
         field: str,
-        value: Tensor | float,
+        value: Tensor | int,
         dtype: torch.dtype = torch.int64,
         device: torch.device | None = None,
     ) -> None:
-        """Add a tensor, or a number to the sum on a device; no synchronisation in either case."""
-        shape, device = (value.shape, value.device) if isinstance(value, Tensor) else ((), device)
-        self.get(site, field, shape, dtype, device).add_(value)
+        """Add a tensor, or a whole number; no synchronisation in either case."""
+        key = (site, field)
+        if not isinstance(value, Tensor):
+            self._numbers[key] = self._numbers.get(key, 0) + value
+            return
+        if key in self._waiting:
+            self.flush()
+        self._waiting[key] = (value, dtype)
+
+    def flush(self) -> None:
+        """Add up what waits, all tensors of a kind and device in one call."""
+        numbers, self._numbers = self._numbers, {}
+        waiting, self._waiting = self._waiting, {}
+        for (site, field), number in numbers.items():
+            self.get(site, field).add_(number)
+        groups: dict[tuple[torch.dtype, torch.device], tuple[list[Tensor], list[Tensor]]] = {}
+        for (site, field), (value, dtype) in waiting.items():
+            totals, values = groups.setdefault((dtype, value.device), ([], []))
+            totals.append(self.get(site, field, value.shape, dtype, value.device))
+            values.append(value)
+        with torch.no_grad():
+            for totals, values in groups.values():
+                torch._foreach_add_(totals, values)
 
     def rotate(self) -> None:
         """Begin a new span."""
+        self.flush()
         self._previous, self._current = self._current, {}
 
     def clear(self) -> None:
         """Forget everything."""
         self._current, self._previous = {}, {}
+        self._numbers, self._waiting = {}, {}
 
     def keys(self) -> list[Key]:
         """What there is, in the order in which it was first met."""
+        self.flush()
         return list(dict.fromkeys([*self._previous, *self._current]))
 
     def totals(self) -> dict[Key, Tensor]:
@@ -91,10 +118,12 @@ class Counters:
 
     def spans(self) -> tuple[dict[Key, Tensor], dict[Key, Tensor]]:
         """Current and previous sums."""
+        self.flush()
         return self._current, self._previous
 
     def load(self, current: dict[Key, Tensor], previous: dict[Key, Tensor]) -> None:
         """Take up saved sums; they go to a device with the first thing added to them."""
+        self.clear()
         self._current = {key: value.clone() for key, value in current.items()}
         self._previous = {key: value.clone() for key, value in previous.items()}
 
@@ -117,16 +146,20 @@ def reduce_and_read(
         return {}
     if device.type == "mps":
         device = torch.device("cpu")  # float32, the widest there, would not hold the counts
-    flat = torch.cat(
-        [
-            sums[key].to(device).double().reshape(-1)
-            if key in sums and sums[key].shape == torch.Size(shape)
-            else torch.zeros(torch.Size(shape).numel(), dtype=torch.float64, device=device)
-            for key, (shape, _) in shapes.items()
-        ]
-    )
+    sizes = {key: torch.Size(shape).numel() for key, (shape, _) in shapes.items()}
+    pieces = {}
+    for key, (shape, _) in shapes.items():
+        found = sums.get(key)
+        if found is None or found.shape != torch.Size(shape):
+            found = torch.zeros(sizes[key], dtype=torch.float64)
+        pieces[key] = (found.cpu() if device.type == "cpu" else found).double().reshape(-1)
+    on_host = [key for key, piece in pieces.items() if piece.device.type == "cpu"]
+    if on_host:  # one copy for all numbers
+        together = torch.cat([pieces[key] for key in on_host]).to(device)
+        pieces.update(zip(on_host, torch.split(together, [sizes[key] for key in on_host]), strict=True))
+    flat = torch.cat([piece.to(device) for piece in pieces.values()])
     flat = (reduce(flat) if reduce is not None else flat).cpu()
-    parts = torch.split(flat, [torch.Size(shape).numel() for shape, _ in shapes.values()])
+    parts = torch.split(flat, list(sizes.values()))
     return {
         key: part.reshape(shape).round().long() if dtype == torch.int64 else part.reshape(shape)
         for part, (key, (shape, dtype)) in zip(parts, shapes.items(), strict=True)

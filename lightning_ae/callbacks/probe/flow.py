@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -180,7 +181,8 @@ class Flow:
 
     def called(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
         """Follow one call."""
-        known = [(t, origin) for t in _tensors((*args, *kwargs.values())) if (origin := self.of(t)) is not None]
+        given = (*args, *kwargs.values()) if kwargs else args
+        known = [(t, origin) for t in _tensors(given) if (origin := self.of(t)) is not None] if self._origins else []
         if func in _PRODUCERS:
             for tensor, origin in known:
                 self._read(func, args, kwargs, tensor, origin)
@@ -256,6 +258,17 @@ def _groups(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
     return int(args[6] if len(args) > 6 else kwargs.get("groups", 1))
 
 
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+@lru_cache(maxsize=256)
+def _shape_after(func: Any, sizes: Sequence[int], args: tuple[Any, ...], kwargs: tuple[Any, ...]) -> tuple[int, ...]:
+    """The same on a tensor without data, whose unit axis can be told from the others by its length."""
+    out: Tensor = func(torch.empty(sizes, device="meta"), *args, **dict(kwargs))
+    return tuple(out.shape)
+
+
 def _moved(
     func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tensor: Tensor, source: Origin, out: Tensor
 ) -> Origin | None:
@@ -266,10 +279,9 @@ def _moved(
     if func in _AXES:
         if not args or args[0] is not tensor:
             return None
-        # the same on a tensor without data, whose unit axis can be told from the others by its length
-        sizes = [1 if size == 1 else 2 for size in tensor.shape]
-        sizes[unit] = 3
-        shape = list(func(torch.empty(sizes, device="meta"), *args[1:], **kwargs).shape)
+        sizes = tuple(3 if i == unit else 1 if size == 1 else 2 for i, size in enumerate(tensor.shape))
+        options = (tuple(_frozen(value) for value in args[1:]), tuple((k, _frozen(v)) for k, v in kwargs.items()))
+        shape = _shape_after(func, sizes, *options)
         found = len(shape) == out.ndim and 3 in shape
         return replace(source, unit_dim=shape.index(3) - len(shape)) if found else None
     if func in _VIEWS:

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from lightning_ae.callbacks.probe.watch import Watch
 
 
+#: What gives a tensor and is no function of one.
+_PLAIN = {Tensor.grad.__get__, Tensor.backward}  # type: ignore[union-attr]
+
+
 @dataclass
 class _Frame:
     name: str | None  # None: not a part of the model
@@ -115,14 +119,14 @@ class OpenWatch:
 
     def on_function(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call it, and look."""
-        activation = FUNCTIONS.get(func)
         out = func(*args, **kwargs)
-        if func in LOSSES and self.active:
-            self._on_loss(LOSSES[func], args, kwargs)
-        if not self.active or not isinstance(out, Tensor) or self._stack[-1].name is None:
+        if not self.active or not isinstance(out, Tensor) or func in _PLAIN:
             return out
-        if torch._C._functorch.is_functorch_wrapped_tensor(out):
-            return out  # a derivative of the model, not a pass through it
+        if func in LOSSES:
+            self._on_loss(LOSSES[func], args, kwargs)
+        if self._stack[-1].name is None or torch._C._functorch.is_functorch_wrapped_tensor(out):
+            return out  # no part of the model; or a derivative of it, not a pass through it
+        activation = FUNCTIONS.get(func)
         if activation is None:
             self.flow.called(func, args, kwargs, out)
         else:
@@ -276,8 +280,9 @@ class _GradientHook:
         grad_z, grad_y = grad_inputs[0], grad_outputs[0]
         if grad_z is None or grad_y is None:
             return
-        with torch._C.DisableTorchFunction(), torch.no_grad():
-            grad_z, grad_y = grad_z.reshape(self._shape), grad_y.reshape(self._shape)
+        with torch._C.DisableTorchFunction():
+            if grad_z.shape != self._shape:
+                grad_z, grad_y = grad_z.reshape(self._shape), grad_y.reshape(self._shape)
             if self._composite is not None and self._site.activation.slope is not None:
                 # torch makes it of several functions, of which this node is the last
                 slope = self._site.activation.slope(None, self._composite, {})

@@ -25,6 +25,23 @@ def clean_name(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
+def structure(root: nn.Module) -> tuple[Any, ...]:
+    """What changes if a module or parameter of a model is added, taken away or replaced; cheaper than their names."""
+    found: list[Any] = []
+    seen: set[int] = set()
+    todo = [root]
+    while todo:
+        module = todo.pop()
+        found.append(id(module))
+        if id(module) in seen:
+            continue
+        seen.add(id(module))
+        found += map(id, module._parameters.values())
+        found += module._modules
+        todo += [child for child in module._modules.values() if child is not None]
+    return tuple(found)
+
+
 @dataclass(eq=False)
 class Site:
     """A place in the model where an activation is applied.

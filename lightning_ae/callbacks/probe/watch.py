@@ -12,7 +12,7 @@ from torchmetrics import Metric
 from lightning_ae.callbacks.probe.activations import MODULES
 from lightning_ae.callbacks.probe.flow import Flow
 from lightning_ae.callbacks.probe.opened import OpenWatch
-from lightning_ae.callbacks.probe.site import WRAPPERS, Listener, Site, clean_name
+from lightning_ae.callbacks.probe.site import WRAPPERS, Listener, Site, clean_name, structure
 
 # torch warns that global hooks hear a compiled module twice, as itself and as what it wraps: wrappers are skipped
 _HEARD_TWICE = r"Using `torch\.compile\(module\)` when there are global hooks"
@@ -51,6 +51,8 @@ class Watch:
         self.sites: dict[tuple[Any, ...], Site] = {}
         self.ran: set[int] = set()
         self.scratch: dict[Any, Tensor] = {}
+        self._structure: tuple[Any, ...] = ()
+        self._parameters: dict[int, str] = {}
         self._names: dict[int, list[str]] = {}
         self._excluded: set[int] = set()
         self._wrappers: set[int] = set()
@@ -58,13 +60,18 @@ class Watch:
     def open(self, root: nn.Module, listeners: Sequence[Listener], mask: Tensor | None = None) -> OpenWatch:
         """Start to watch; leave the context, or call ``close()``, to stop."""
         self._find(root)
-        known = [getattr(message, "pattern", message) for _, message, *_ in warnings.filters]
-        if self._wrappers and _HEARD_TWICE not in known:
-            warnings.filterwarnings("ignore", _HEARD_TWICE)
-        parameters = {id(p): clean_name(name) for name, p in root.named_parameters()}
-        return OpenWatch(self, root, listeners, mask, Flow(parameters))
+        if self._wrappers:
+            known = [getattr(message, "pattern", message) for _, message, *_ in warnings.filters]
+            if _HEARD_TWICE not in known:
+                warnings.filterwarnings("ignore", _HEARD_TWICE)
+        return OpenWatch(self, root, listeners, mask, Flow(self._parameters))
 
     def _find(self, root: nn.Module) -> None:
+        now = (*self.exclude, *structure(root))
+        if now == self._structure:
+            return
+        self._structure = now
+        self._parameters = {id(p): clean_name(name) for name, p in root.named_parameters()}
         modules = dict(root.named_modules(remove_duplicate=False))
         metrics = [clean_name(name) for name, module in modules.items() if name and isinstance(module, Metric)]
         outside = (*self.exclude, *metrics)

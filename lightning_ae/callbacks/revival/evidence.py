@@ -105,7 +105,7 @@ class Evidence:
         total = y.sum(dims, dtype=torch.float32) if dims else y.float()
         self.counters.add(site.name, "fired", fired)
         self.counters.add(site.name, "nonfinite", ~total.isfinite())
-        self.counters.add(site.name, "examples", event.examples(), device=y.device)
+        self.counters.add(site.name, "examples", event.examples())
 
     def on_gradient(self, site: Site, grad_z: Tensor, grad_y: Tensor) -> None:
         """Nothing: there is no backward pass."""
