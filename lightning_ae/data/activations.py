@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from lightning_ae.data.checks import check_int
-from lightning_ae.data.shards import ActivationShards, ShardWriter
+from lightning_ae.data.shard_writer import ShardWriter
+from lightning_ae.data.shards import ActivationShards
 from lightning_ae.hooks import Forward, activation, call, find_layer, to_device_of, to_rows, undisturbed
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}

@@ -143,7 +143,7 @@ class Shrinkage(Metric):
     def __init__(self) -> None:
         super().__init__()
         for name in ("ratio", "count", "square", "product"):
-            self.add_state(name, torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+            self.add_state(name, torch.tensor(0.0), dist_reduce_fx="sum")  # float64 from the first batch on
 
     def update(self, preds: Tensor, target: Tensor) -> None:
         """Add a batch of reconstructions and what they should be."""

@@ -177,6 +177,7 @@ print(rows, most - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_pass_needs_memory_for_the_buffer_and_not_for_the_data(tmp_path):
     x = torch.randn(32_768, 1024)  # 128 MB
