@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ class SparseCode:
         tensor([[3., 0., 0., 2.]])
     """
 
-    def __init__(self, values: Tensor, indices: Tensor, num_latents: int, *, _order: _Order | None = None) -> None:
+    def __init__(self, values: Tensor, indices: Tensor, num_latents: int, *, _order: Order | None = None) -> None:
         if values.shape != indices.shape or values.ndim != 2:
             raise ValueError(
                 f"SparseCode: expected values and indices (B, m), got {tuple(values.shape)} and {tuple(indices.shape)}."
@@ -40,7 +40,7 @@ class SparseCode:
         self.values = values
         self.indices = indices
         self.num_latents = num_latents
-        self._order = _Order(indices, num_latents) if _order is None else _order
+        self._order = _order
 
     def __len__(self) -> int:
         """Number of examples."""
@@ -107,7 +107,9 @@ class SparseCode:
         r"""Sum of atoms :math:`\sum_i z_i d_i` ``(B, d)``, for ``atoms`` ``(num_latents, d)``, their rows."""
         if atoms.ndim != 2 or atoms.shape[0] != self.num_latents:
             raise ValueError(f"atoms: expected ({self.num_latents}, d), got {tuple(atoms.shape)}.")
-        decoded: Tensor = _Decode.apply(self.values.to(atoms.dtype), self.indices, atoms, self._order)
+        if self._order is None:
+            self._order = order_by_latent(self.indices, self.num_latents)
+        decoded: Tensor = _Decode.apply(self.values.to(atoms.dtype), self.indices, atoms, *self._order)
         return decoded
 
     def fired(self) -> Tensor:
@@ -116,42 +118,48 @@ class SparseCode:
         return counts.index_add_(0, self.indices.flatten(), (self.values != 0).flatten().int()) > 0
 
 
-class _Order:
-    """Entries sorted by latent: sorted once, when the first gradient asks for it."""
+class Order(NamedTuple):
+    """Entries of a code sorted by latent.
 
-    def __init__(self, indices: Tensor, num_latents: int) -> None:
-        self.indices = indices
-        self.num_latents = num_latents
-        self._sorted: tuple[Tensor, Tensor, Tensor] | None = None
+    Attributes:
+        entries: where each was in the flattened values, ``(B * m,)``.
+        examples: of which example it is, ``(B * m,)``.
+        starts: of each latent the first, ``(num_latents,)``.
+    """
 
-    def rows(self, values: Tensor, x: Tensor) -> Tensor:
-        """For each latent the sum of rows of ``x``, each times the value of that latent in it: :math:`Z^T x`."""
-        if self._sorted is None:
-            # int32: the CPU has a radix sort for it
-            latents, order = self.indices.flatten().int().sort()
-            every = torch.arange(self.num_latents, device=latents.device, dtype=torch.int32)
-            starts = torch.searchsorted(latents, every)
-            self._sorted = order, order // max(1, self.indices.shape[1]), starts
-        order, examples, starts = self._sorted
-        weights = values.flatten().index_select(0, order)
-        return functional.embedding_bag(examples, x, starts, per_sample_weights=weights, mode="sum")
+    entries: Tensor
+    examples: Tensor
+    starts: Tensor
+
+
+def order_by_latent(indices: Tensor, num_latents: int) -> Order:
+    """Sort the entries of a code."""
+    # int32: the CPU has a radix sort for it
+    latents, entries = indices.flatten().int().sort()
+    every = torch.arange(num_latents, device=latents.device, dtype=torch.int32)
+    return Order(entries, entries // max(1, indices.shape[1]), torch.searchsorted(latents, every))
+
+
+def _sum_rows(values: Tensor, x: Tensor, entries: Tensor, examples: Tensor, starts: Tensor) -> Tensor:
+    """For each latent the sum of rows of ``x``, each times the value of that latent in it: :math:`Z^T x`."""
+    weights = values.flatten().index_select(0, entries)
+    return functional.embedding_bag(examples, x, starts, per_sample_weights=weights, mode="sum")
 
 
 class _Decode(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, values: Tensor, indices: Tensor, atoms: Tensor, order: _Order) -> Tensor:
-        ctx.save_for_backward(values, indices, atoms)
-        ctx.order = order
+    def forward(ctx: Any, values: Tensor, indices: Tensor, atoms: Tensor, *order: Tensor) -> Tensor:
+        ctx.save_for_backward(values, indices, atoms, *order)
         return functional.embedding_bag(indices, atoms, per_sample_weights=values, mode="sum")
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, Tensor | None, None]:
-        values, indices, atoms = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        values, indices, atoms, *order = ctx.saved_tensors
         grad = grad.contiguous()
         to_values = _dot_rows(grad, atoms, indices) if ctx.needs_input_grad[0] else None
-        to_atoms = ctx.order.rows(values, grad) if ctx.needs_input_grad[2] else None
-        return to_values, None, to_atoms, None
+        to_atoms = _sum_rows(values, grad, *order) if ctx.needs_input_grad[2] else None
+        return to_values, None, to_atoms, None, None, None
 
 
 def _dot_rows(x: Tensor, rows: Tensor, indices: Tensor) -> Tensor:
@@ -165,33 +173,38 @@ def _dot_rows(x: Tensor, rows: Tensor, indices: Tensor) -> Tensor:
     return flat.view(bags, width)
 
 
-class _SelectLinear(torch.autograd.Function):
+class _Attach(torch.autograd.Function):
+    """Selected values with the gradient of the linear map that they came from."""
+
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, centre: Tensor, select: Select, orders: list[_Order]
-    ) -> tuple[Tensor, Tensor]:
-        x = x - centre
-        values, indices = select(functional.linear(x, weight, bias))
-        orders.append(_Order(indices, weight.shape[0]))
-        ctx.save_for_backward(x, weight, values, indices)
-        ctx.order = orders[0]
-        ctx.mark_non_differentiable(indices)
-        return values, indices
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        centre: Tensor,
+        values: Tensor,
+        centred: Tensor,
+        indices: Tensor,
+        *order: Tensor,
+    ) -> Tensor:
+        ctx.save_for_backward(weight, values, centred, indices, *order)
+        return values.view_as(values)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, values, indices = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        weight, values, centred, indices, *order = ctx.saved_tensors
         grad = torch.where(values > 0, grad, torch.zeros_like(grad)).to(weight.dtype)
         to_x = to_weight = to_centre = None
         if ctx.needs_input_grad[0]:
-            to_x = functional.embedding_bag(indices, weight, per_sample_weights=grad, mode="sum").to(x.dtype)
+            to_x = functional.embedding_bag(indices, weight, per_sample_weights=grad, mode="sum").to(centred.dtype)
         if ctx.needs_input_grad[1]:
-            to_weight = ctx.order.rows(grad, x.to(weight.dtype))
+            to_weight = _sum_rows(grad, centred.to(weight.dtype), *order)
         to_bias = grad.new_zeros(weight.shape[0]).index_add_(0, indices.flatten(), grad.flatten())
         if ctx.needs_input_grad[3]:
             to_centre = -(to_bias @ weight)  # the sum of all gradients of x, without having them
-        return to_x, to_weight, to_bias, to_centre, None, None
+        return to_x, to_weight, to_bias, to_centre, None, None, None, None, None, None
 
 
 def select_linear(x: Tensor, weight: Tensor, bias: Tensor, centre: Tensor, select: Select) -> SparseCode:
@@ -213,9 +226,12 @@ def select_linear(x: Tensor, weight: Tensor, bias: Tensor, centre: Tensor, selec
     """
     if x.ndim != 2 or x.shape[1] != weight.shape[1]:
         raise ValueError(f"x: expected a batch (B, {weight.shape[1]}), got {tuple(x.shape)}.")
-    orders: list[_Order] = []
-    values, indices = _SelectLinear.apply(x, weight, bias, centre, select, orders)
-    return SparseCode(values, indices, weight.shape[0], _order=orders[0])
+    with torch.no_grad():
+        centred = x - centre
+        values, indices = select(functional.linear(centred, weight, bias))
+        order = order_by_latent(indices, weight.shape[0])
+    attached: Tensor = _Attach.apply(x, weight, bias, centre, values, centred, indices, *order)
+    return SparseCode(attached, indices, weight.shape[0], _order=order)
 
 
 def select_from(h: Tensor, select: Select) -> SparseCode:

@@ -262,9 +262,10 @@ class DictionaryAutoencoder(Autoencoder):
 
     @torch.no_grad()
     def start_anew(self, dead: Tensor, directions: Tensor, optimizers: Iterable[torch.optim.Optimizer] = ()) -> None:
-        r"""Give dead latents new atoms :math:`d_i`, and :math:`w_i = \tfrac15 \bar w d_i`, :math:`c_i = 0`.
+        r"""Give dead latents new atoms :math:`d_i`, and :math:`w_i = \gamma \bar w d_i`, :math:`c_i = 0`.
 
-        :math:`\bar w` is the mean norm of the other rows of the encoder. Moments of the optimizers become 0.
+        :math:`\bar w` is the mean norm of the other rows of the encoder, and :math:`\gamma = 1/5` as in Bricken et al.;
+        but 1 for codes that select, where a new latent has to be among the largest. Moments of the optimizers become 0.
 
         Args:
             dead: indices ``(m,)``.
@@ -275,7 +276,8 @@ class DictionaryAutoencoder(Autoencoder):
         norms = torch.linalg.vector_norm(encoder.weight, dim=1)
         living = norms.index_fill(0, dead, 0.0).sum() / max(1, len(norms) - len(dead))
         size = torch.where(living > 0, living, 1.0)
-        encoder.weight.index_copy_(0, dead, directions.to(atoms) * (0.2 * size))
+        gain = 1.0 if isinstance(self.code, SelectingCode) else 0.2
+        encoder.weight.index_copy_(0, dead, directions.to(atoms) * (gain * size))
         encoder.bias.index_fill_(0, dead, 0.0)
         atoms.index_copy_(0, dead, directions.to(atoms))
         self.since_fired.index_fill_(0, dead, 0)

@@ -296,8 +296,9 @@ def test_a_step_reads_nothing_back_between_two_looks(make_trainer, monkeypatch):
     assert len(optimizer.param_groups[0]["params"]) == 4
 
 
-def test_resampled_latents_point_at_what_is_badly_reconstructed(make_trainer):
-    model = DictionaryAutoencoder(4, 8, TopKCode(1), normalize=False, dead_after=1)
+@pytest.mark.parametrize(("code", "gain"), [(TopKCode(1), 1.0), (ae.Identity(), 0.2)])
+def test_resampled_latents_point_at_what_is_badly_reconstructed(code, gain):
+    model = DictionaryAutoencoder(4, 8, code, normalize=False, dead_after=1)
     x = torch.eye(4)[torch.tensor([0, 0, 0, 0, 2])]
     params = x.clone()
     params[-1] = 0.0  # only the last is wrong
@@ -312,7 +313,7 @@ def test_resampled_latents_point_at_what_is_badly_reconstructed(make_trainer):
     model.start_anew(dead, drawn[:2], [optimizer])
     living = [0, 1, 2, 4, 6, 7]
     torch.testing.assert_close(model.decoder.atoms[dead].detach(), drawn[:2])
-    size = 0.2 * kept["encoder.weight"][living].norm(dim=1).mean()
+    size = gain * kept["encoder.weight"][living].norm(dim=1).mean()
     torch.testing.assert_close(model.encoder.weight[dead].detach(), size * drawn[:2])
     assert model.encoder.bias[dead].tolist() == [0, 0]
     assert torch.equal(model.encoder.weight[living], kept["encoder.weight"][living])
