@@ -211,16 +211,16 @@ def test_checkpoints_remember_who_is_dead(make_trainer, tmp_path):
 
 
 class Ranks(L.Callback):
-    """Writes what each rank has."""
+    """Writes what each rank has, and a checkpoint."""
 
     def __init__(self, path):
         self.path = path
 
-    def on_train_end(self, trainer, pl_module):
-        local = pl_module.since_fired.clone()
-        dead = pl_module.find_dead(lambda t: trainer.strategy.reduce(t.clone(), reduce_op="min"))
-        torch.save((local, dead, pl_module.since_fired, dict(pl_module.named_parameters()), pl_module.input_scale),
-                   f"{self.path}/{trainer.global_rank}.pt")  # fmt: skip
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if batch_idx + 1 == LOOK_EVERY + 5:
+            own = pl_module.since_fired.clone(), pl_module.dead_latents(), pl_module.input_scale
+            torch.save((*own, dict(pl_module.named_parameters())), f"{self.path}/{trainer.global_rank}.pt")
+            trainer.save_checkpoint(f"{self.path}/m.ckpt")
 
 
 class ByRank(DictionaryAutoencoder):
@@ -238,15 +238,18 @@ def test_what_fires_on_one_of_two_ranks_is_not_dead(make_trainer, tmp_path):
         model.decoder.atoms.copy_(eye)
     model.norm_batches.fill_(SCALE_BATCHES)
     trainer = make_trainer(
-        devices=2, strategy=DDPStrategy(start_method="fork", process_group_backend="gloo"), callbacks=Ranks(tmp_path)
+        devices=2, strategy=DDPStrategy(start_method="fork", process_group_backend="gloo"), callbacks=[]
     )
-    trainer.fit(model, torch.utils.data.DataLoader(torch.zeros(32, 4), batch_size=4))
-    local, dead, reduced, weights, scale = zip(*(torch.load(tmp_path / f"{r}.pt") for r in (0, 1)), strict=True)
-    assert local[0].tolist() == [0, 32, 32, 32]
-    assert local[1].tolist() == [32, 0, 32, 32]
+    # after ours: the last callback of the Trainer
+    model.configure_callbacks = lambda: [*ByRank.configure_callbacks(model), Ranks(tmp_path)]
+    trainer.fit(model, torch.utils.data.DataLoader(torch.zeros(8 * (LOOK_EVERY + 5), 4), batch_size=4))
+    counts, dead, scale, weights = zip(*(torch.load(tmp_path / f"{r}.pt") for r in (0, 1)), strict=True)
     for rank in (0, 1):
         assert dead[rank].tolist() == [2, 3]
-        assert reduced[rank].tolist() == [0, 0, 32, 32]
+        # five batches of eight, of both ranks, since they agreed
+        assert counts[rank].tolist() == [[0, 40, 440, 440], [40, 0, 440, 440]][rank]
+    saved = torch.load(tmp_path / "m.ckpt", weights_only=True)["state_dict"]["since_fired"]
+    assert saved.tolist() == [0, 0, 440, 440]
     assert torch.equal(scale[0], scale[1])
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
@@ -363,6 +366,21 @@ def test_prefixes_are_reconstructed_on_their_own():
 def test_what_cannot_be_is_an_error(options, message):
     with pytest.raises(ValueError, match=message):
         DictionaryAutoencoder(5, 24, **{"code": TopKCode(3), **options})
+
+
+@pytest.mark.parametrize("code", [TopKCode(3), BatchTopKCode(3)])
+def test_a_step_compiles_without_a_graph_break(code):
+    model = DictionaryAutoencoder(5, 24, code, prefixes=[8])
+    model.since_fired[[1, 5, 7]] = model.dead_after
+    assert len(model.find_dead()) == 3
+    x = torch.randn(16, 5)
+    compiled = torch.compile(model.training_step, fullgraph=True, backend="aot_eager")(x, 0)
+    got = torch.autograd.grad(compiled["loss"], list(model.parameters()))
+    eager = model.training_step(x, 0)
+    for name, value in eager["terms"].items():
+        torch.testing.assert_close(compiled["terms"][name], value)
+    for ours, theirs in zip(got, torch.autograd.grad(eager["loss"], list(model.parameters())), strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_mixed_precision_trains(make_trainer):
