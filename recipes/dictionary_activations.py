@@ -9,7 +9,7 @@ shows in three ways:
   silencing the layer costs, :math:`(L_\text{ablate} - L_\text{splice})/(L_\text{ablate} - L_\text{clean})`;
 * pictures: the pieces of images that each latent answers to most.
 
-    python recipes/dictionary_activations.py      # about a minute on two cores
+    python recipes/dictionary_activations.py      # half a minute on two cores
 
 Source: Bricken et al. 2023, https://transformer-circuits.pub/2023/monosemantic-features; Gao et al. 2024,
 https://arxiv.org/abs/2406.04093.
