@@ -56,8 +56,8 @@ def diagnose(
         A report; print it, or read ``report.findings``.
 
     Raises:
-        ValueError: if there is no batch, or none with a tensor; if ``training_step`` cannot run without a Trainer and
-            no loss is given.
+        ValueError: if there is no batch, a batch instead of batches, or one without a tensor; if
+            ``training_step`` cannot run without a Trainer and no loss is given.
 
     Source: as for the three monitors.
 
@@ -71,6 +71,8 @@ def diagnose(
         >>> report.sites["1"]["transmission"] <= 1
         True
     """
+    if isinstance(batches, Tensor) or (isinstance(batches, tuple) and all(isinstance(b, Tensor) for b in batches)):
+        raise ValueError("batches: expected several batches, got what looks like one; give [batch].")
     dead = DeadReLUMonitor(1, unit_dim=unit_dim)
     saturation = GradientSaturationMonitor(1, output=output, reduction=reduction)
     seen = OutputMonitor(output, 1)
@@ -100,8 +102,9 @@ def diagnose(
                         saturation.on_step(None, model, trainable)
             with torch.no_grad():
                 for monitor in monitors:
-                    monitor.counters.add("", "samples", len(x) if x.ndim else 1, device=device)
+                    monitor.counters.add("", "samples", len(x) if x.ndim else 1)
                     monitor.on_batch(None, model, outputs, batch)
+                    monitor.counters.flush()
             count += 1
     if count == 0:
         raise ValueError("batches: expected at least one.")
@@ -136,18 +139,23 @@ def _run(model: nn.Module, batch: Any, x: Tensor, loss: LossFunction | None) -> 
 def _unchanged(model: nn.Module) -> Iterator[None]:
     """Give back gradients, buffers and random states, and keep Lightning from talking about a missing Trainer."""
     gradients = [(p, p.grad) for p in model.parameters()]
+    trainer = model._trainer if isinstance(model, L.LightningModule) else None
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level
     try:
+        if isinstance(model, L.LightningModule):
+            model._trainer = None  # one that has finished takes no more logs
         for p, _ in gradients:
             p.grad = None
         devices = {p.device for p, _ in gradients if p.device.type == "cuda"}
         with torch.random.fork_rng(devices=list(devices)), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="You are trying to `self.log()` but the `self.trainer` reference")
+            warnings.filterwarnings("ignore", message=r"You are trying to `self\.log\(\)` but the")
             logger.setLevel(logging.ERROR)
             yield
     finally:
+        if isinstance(model, L.LightningModule):
+            model._trainer = trainer
         logger.setLevel(level)
         with torch.no_grad():
             for p, gradient in gradients:

@@ -354,8 +354,9 @@ class _Keep:
     """Keeps what a module gave, and its gradient, until the batch is done."""
 
     def __init__(self, monitor: GradientSaturationMonitor, output: Tensor) -> None:
-        self._monitor, self._output = monitor, output
+        self._monitor, self._output, self._pairs = monitor, output, monitor._pairs
 
     def __call__(self, grad: Tensor) -> None:
-        if not torch.is_grad_enabled():
-            self._monitor._pairs.append((self._output, grad, self._monitor._unscale()))
+        # not if the graph has outlived its batch
+        if not torch.is_grad_enabled() and self._pairs is self._monitor._pairs:
+            self._pairs.append((self._output, grad, self._monitor._unscale()))

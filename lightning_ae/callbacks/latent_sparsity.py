@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ae.callbacks.latent_rows import PARTS, Latent, Rows, describe, module_names, rows_of
-from lightning_ae.callbacks.latent_summary import covariance, summary, unread
+from lightning_ae.callbacks.latent_summary import covariance, square, summary, unread
 from lightning_ae.callbacks.probe import Monitor
 from lightning_ae.callbacks.probe.counters import Key
 from lightning_ae.callbacks.probe.monitor import MaskFunction
 from lightning_ae.callbacks.probe.site import clean_name
 from lightning_ae.metrics.latents import kl_per_dimension
-from lightning_ae.metrics.sparsity import gini, hoyer, population_sparsity
+from lightning_ae.metrics.sparsity import sparseness
 from lightning_ae.models import Autoencoder
 
 __all__ = ["SHAPE_ELEMENTS", "WIDEST_COVARIANCE", "Latent", "LatentSparsityMonitor"]
@@ -109,6 +109,12 @@ class LatentSparsityMonitor(Monitor):
         self._num_codes: int | None = None
         self._forget()
 
+    @property
+    def state_key(self) -> str:
+        """Several latents of one model may be looked at."""
+        latent = getattr(self.latent, "__qualname__", self.latent) if callable(self.latent) else self.latent
+        return self._generate_state_key(every_n_steps=self.every_n_steps, horizon=self.horizon, latent=latent)
+
     def _forget(self) -> None:
         """What is kept from one hook of a batch to the next."""
         self._found: dict[str, Any] = {}
@@ -145,6 +151,8 @@ class LatentSparsityMonitor(Monitor):
 
     def on_module(self, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         """Take up outputs by name, and hear what the loss asks of the latent."""
+        if not self._names and name not in ("code", "decoder"):
+            return
         # one that is also a part of another has several names
         names = {name, *(self._probe.watch.names_of(module) if self._probe is not None else ())}
         for part, (wanted, item) in self._names.items():
@@ -219,7 +227,7 @@ class LatentSparsityMonitor(Monitor):
         rows = rows_of(name, parts[name], axis, mask)
         self._add_rows(rows)
         if mean is not None:
-            self.counters.add("mean", "rows", mean.number, device=mean.values.device)
+            self.counters.add("mean", "rows", mean.number)
             wide = _wide(mean.values)
             self.counters.add("mean", "sum", wide.sum(0), torch.float64)
             self.counters.add("mean", "square", wide.square().sum(0), torch.float64)
@@ -238,22 +246,27 @@ class LatentSparsityMonitor(Monitor):
         magnitude = z.abs()
         add("latent", "fired", (magnitude > self.eps).sum(0))
         wide = _wide(z)
-        add("z", "abs", wide.abs().sum(0), torch.float64)
-        add("z", "sum", wide.sum(0), torch.float64)
+        add("z", "abs", magnitude.sum(0, dtype=wide.dtype), torch.float64)
+        total = wide.sum(0)
+        add("z", "sum", total, torch.float64)
+        # over the rows of this batch: a constant that moves while training is a constant
+        off = torch.where(rows.counts[:, None], wide - total / rows.number.clamp(min=1), 0.0)
+        add("z", "within", off.square().sum(0), torch.float64)
         if z.shape[1] <= WIDEST_COVARIANCE:
             add("z", "cross", wide.t() @ wide, torch.float64)  # float64: the covariance is a difference
         else:
             add("z", "square", wide.square().sum(0), torch.float64)
         if z.shape[1] > 1:
             head = magnitude[: max(1, SHAPE_ELEMENTS // z.shape[1])]
-            for name, measure in (("hoyer", hoyer), ("gini", gini), ("population_sparsity", population_sparsity)):
-                add("latent", name, _wide(measure(head).nan_to_num(0.0, 0.0, 0.0)).sum(), torch.float64)
+            sums = sparseness(head).nan_to_num(0.0, 0.0, 0.0).sum(1, dtype=wide.dtype)
+            for name, total in zip(("hoyer", "gini", "population_sparsity"), sums.unbind(), strict=True):
+                add("latent", name, total, torch.float64)
             add("latent", "shaped", head.ne(0).any(1).sum())
 
     def _add_read(self, asked: Tensor) -> None:
         # a step that AMP skips must not spoil the sum
         finite = asked.isfinite().all()
-        self.counters.add("latent", "read", torch.where(finite, asked, torch.zeros_like(asked)), torch.float64)
+        self.counters.add("latent", "read", torch.where(finite, asked, 0.0), torch.float64)
         self.counters.add("latent", "read_steps", finite)
 
     def _add_kl(self, total: Tensor, count: Tensor) -> None:
@@ -297,6 +310,12 @@ class LatentSparsityMonitor(Monitor):
         """Indices of the latents that vary and that nobody reads."""
         return unread(self._with_rows()).nonzero().flatten()
 
+    def constant_latents(self) -> Tensor:
+        """Indices of the latents that were the same in all rows of a batch, but for rounding; those always 0 are."""
+        results = self._with_rows()
+        still: Tensor = results["z", "within"] <= 1e-10 * square(results)
+        return still.nonzero().flatten()
+
     def num_samples(self) -> int:
         """Rows on which the figures rest."""
         return int(self.results().get(("latent", "rows"), torch.tensor(0)))
@@ -329,11 +348,12 @@ class _Keep:
     """Keeps the gradient of one tensor until the batch is done."""
 
     def __init__(self, monitor: LatentSparsityMonitor) -> None:
-        self._monitor = monitor
+        self._monitor, self._read = monitor, monitor._read
 
     def __call__(self, grad: Tensor) -> None:
-        if not torch.is_grad_enabled():
-            self._monitor._read.append(grad)
+        # not if the graph has outlived its batch
+        if not torch.is_grad_enabled() and self._read is self._monitor._read:
+            self._read.append(grad)
 
 
 def _wide(z: Tensor) -> Tensor:

@@ -17,8 +17,7 @@ def covariance(results: Mapping[Key, Tensor]) -> tuple[Tensor | None, Tensor]:
     """Of the latents, None for wide ones; and the variances."""
     rows = results["latent", "rows"].double()
     mean = results["z", "sum"] / rows
-    square = _square(results) / rows
-    variance = _variance(square, mean)
+    variance = _variance(square(results) / rows, mean)
     if ("z", "cross") not in results:
         return None, variance
     matrix = results["z", "cross"] / rows - mean[:, None] * mean
@@ -27,7 +26,8 @@ def covariance(results: Mapping[Key, Tensor]) -> tuple[Tensor | None, Tensor]:
     return matrix, variance
 
 
-def _square(results: Mapping[Key, Tensor]) -> Tensor:
+def square(results: Mapping[Key, Tensor]) -> Tensor:
+    """Sum of the squares of each latent."""
     return results["z", "cross"].diagonal() if ("z", "cross") in results else results["z", "square"]
 
 
@@ -71,7 +71,7 @@ def summary(results: Mapping[Key, Tensor]) -> dict[str, float]:
         if shaped:
             values[name] = float(results["latent", name]) / shaped
     if rows > 1 and int(fired.sum()) > 0:
-        lifetimes = lifetime_sparsity(results["z", "abs"] / rows, _square(results) / rows, rows)
+        lifetimes = lifetime_sparsity(results["z", "abs"] / rows, square(results) / rows, rows)
         values["lifetime_sparsity"] = float(lifetimes.nanmean())
     matrix, variance = covariance(results)
     if ("mean", "rows") in results:
@@ -85,7 +85,7 @@ def summary(results: Mapping[Key, Tensor]) -> dict[str, float]:
     return values
 
 
-def _variance(square: Tensor, mean: Tensor) -> Tensor:
+def _variance(mean_square: Tensor, mean: Tensor) -> Tensor:
     """Mean of the squares less the square of the mean; 0 where that is rounding, of numbers in single precision."""
-    variance = square - mean.square()
-    return torch.where(variance > 1e-12 * square, variance, torch.zeros_like(variance))
+    variance = mean_square - mean.square()
+    return torch.where(variance > 1e-12 * mean_square, variance, torch.zeros_like(variance))

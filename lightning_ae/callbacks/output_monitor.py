@@ -30,18 +30,20 @@ RANGES = {
 
 
 class Moment(NamedTuple):
-    """Loss and fraction of variance unexplained at a step, over the last samples looked at."""
+    """Loss and fraction of variance unexplained up to a step, over the batches looked at since the one before."""
 
     step: int
     loss: float
     fvu: float
+    spread: float
 
 
 class OutputMonitor(Monitor):
     r"""Compares reconstructions with data, number by number, and keeps the terms of the loss.
 
     ``fvu`` is :math:`\sum\|x - \hat x\|^2 / \sum\|x - \bar x\|^2` (1 for a constant output), ``spread`` the variance of
-    :math:`\hat x` over the examples relative to that of x (0 for a constant output), both summed over the event.
+    :math:`\hat x` over the examples of a batch relative to that of x (0 for a constant output, even if the constant
+    moves while training), both summed over the event.
     Logged as ``output/fvu`` and ``output/spread``. In a model that is not ours reconstruction and data are, unless the
     output is named, what one of torch's losses was called with, as large as the batch's first tensor; or else the last
     output of a module of that shape.
@@ -57,25 +59,38 @@ class OutputMonitor(Monitor):
 
     prefix = "output"
 
-    def __init__(self, output: str | None = None, every_n_steps: int = 20, horizon: int = 2_000) -> None:
+    def __init__(self, output: str | None = None, every_n_steps: int = 20, horizon: int = 500) -> None:
         super().__init__(every_n_steps, horizon)
         self.output = output
         self.range = (-math.inf, math.inf)
         self.activation = "identity"
         self.history: list[Moment] = []
-        self.weights: dict[str, float] = {}
+        self._weights: dict[str, float | Tensor] = {}
         #: activation applied to the output of another, with nothing in between: names of the sites
         self.twice: dict[str, str] = {}
         self._outputs: dict[torch.Size, Tensor] = {}
         self._x_hat: Tensor | None = None
         self._last: tuple[Tensor, Site] | None = None
-        self._pair: tuple[Tensor, Tensor, str] | None = None
+        self._pair: tuple[Tensor, Tensor, Tensor, str] | None = None
         self._step = 0
+        #: the activation that gives the reconstruction, if one does
+        self.site: str | None = None
+        #: largest weight decay of the optimizers, and the share of a weight that it takes away in a step
+        self.weight_decay, self.shrinkage = 0.0, 0.0
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Join the probe of this Trainer, with no history."""
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit":
+            self.history, self.twice, self.site = [], {}, None
+            self.weight_decay = self.shrinkage = 0.0
 
     def on_activation(self, event: Event) -> None:
         """Look whether it comes right after another, and whether it is the output."""
         site, last = event.site, self._last
-        if last is not None and event.z is not None and _is_view(event.z, last[0]) and site.activation.name in RANGES:
+        name = site.activation.name
+        directly = last is not None and event.z is not None and _is_view(event.z, last[0])
+        if last is not None and directly and name in RANGES and not _keeps(name, last[1].activation.name):
             self.twice[site.name] = last[1].name
         self._last = (event.y, site)
         if site.name == self.output:
@@ -101,7 +116,17 @@ class OutputMonitor(Monitor):
             self.twice["the loss's sigmoid"] = last.name
         activation = last.activation.name if last is not None else "identity"
         x_hat = prediction.detach().sigmoid() if logits else prediction.detach()
-        self._pair = (x_hat, target.detach(), "bernoulli" if logits or name == "bce" else activation)
+        kind = "bernoulli" if logits or name == "bce" else activation
+        self._pair = (prediction.detach(), x_hat, target.detach(), kind)
+
+    def on_step(self, trainer: L.Trainer | None, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Remember how hard weights are pulled to zero."""
+        for group in optimizer.param_groups:
+            decay, lr = group.get("weight_decay", 0.0), group["lr"]
+            if isinstance(decay, (int, float)) and isinstance(lr, (int, float)) and decay >= self.weight_decay:
+                decoupled = group.get("decoupled_weight_decay", isinstance(optimizer, torch.optim.AdamW))
+                # beside Adam's normalised gradient an L2 term acts by its size among the gradients
+                self.weight_decay, self.shrinkage = decay, lr * decay if decoupled else 0.3 * decay
 
     def on_batch(self, trainer: L.Trainer | None, module: nn.Module, outputs: Any, batch: Any) -> None:
         """Add a batch."""
@@ -117,14 +142,21 @@ class OutputMonitor(Monitor):
             x_hat = module.loss.prediction(outputs["output"].params, x)
             self.range, self.activation = module.loss.output_range, module.loss.output_activation
             self._add_terms(module, outputs["terms"])
-        elif x is not None and x_hat is None and pair is not None and pair[0].numel() == x.numel():
-            x_hat, x = pair[0], pair[1].reshape(x.shape)
-            self.activation, self.range = pair[2], RANGES.get(pair[2], (-math.inf, math.inf))
+        elif (
+            x is not None
+            and pair is not None
+            and pair[0].numel() == x.numel()
+            and (x_hat is None or _is_view(pair[0], x_hat))
+        ):
+            _, x_hat, target, self.activation = pair
+            x, self.range = target.reshape(x.shape), RANGES.get(self.activation, (-math.inf, math.inf))
         elif x is not None and x_hat is None:
             x_hat = candidates.get(x.shape)
             if x_hat is not None and last is not None and _is_view(x_hat, last[0]):
                 self.activation = last[1].activation.name
                 self.range = RANGES.get(self.activation, (-math.inf, math.inf))
+        if last is not None and x_hat is not None and _is_view(x_hat, last[0]):
+            self.site = last[1].name
         if x is not None and x_hat is not None and x.numel() == x_hat.numel() and x.ndim > 1 and x.is_floating_point():
             self._add_pair(full_precision(x).flatten(1), full_precision(x_hat.detach()).flatten(1))
 
@@ -137,31 +169,57 @@ class OutputMonitor(Monitor):
     def _add_terms(self, module: Autoencoder, terms: Mapping[str, Tensor]) -> None:
         for name in [name for name in terms if name != "loss"]:
             self.counters.add("terms", name, terms[name].detach().float(), torch.float64)
-        penalties = {name: float(penalty.weight) for name, penalty in module.penalties.items()}  # type: ignore[arg-type]
-        self.weights = {**{name: float(weight) for name, weight in module.code.weights().items()}, **penalties}
+        penalties: dict[str, Any] = {name: penalty.weight for name, penalty in module.penalties.items()}
+        self._weights = {
+            **module.code.weights(),
+            **penalties,
+        }  # tensors are read later: now the device would be waited for
 
     def _add_pair(self, x: Tensor, x_hat: Tensor) -> None:
         low, high = self.range
         add = self.counters.add
-        add("output", "rows", len(x), device=x.device)
+        add("output", "rows", len(x))
         add("output", "nonfinite_data", (~x.isfinite()).sum())
         add("output", "x", x.sum(0), torch.float64)
         add("output", "x_square", x.square().sum(0), torch.float64)
         add("output", "x_hat", x_hat.sum(0), torch.float64)
-        add("output", "x_hat_square", x_hat.square().sum(0), torch.float64)
         add("output", "error", (x_hat - x).square().sum(), torch.float64)
+        for name, values in (("x_within", x), ("x_hat_within", x_hat)):
+            add("output", name, (values - values.mean(0)).square().sum(), torch.float64)
         if low > -math.inf:
-            add("output", "outside", (x.lt(low) | x.gt(high)).sum())
+            slack = 1e-4 * (high - low if high < math.inf else 1.0)  # what rounding puts outside is not
+            add("output", "outside", (x.lt(low - slack) | x.gt(high + slack)).sum())
             add("output", "at_low", x_hat.le(low).sum(0))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Sums over all ranks, and the history."""
+        return {**super().state_dict(), "history": [list(moment) for moment in self.history]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up saved sums, and the history."""
+        super().load_state_dict(state_dict)
+        self.history = [Moment(*row) for row in state_dict["history"]]
 
     # -- reading ----------------------------------------------------------------------------------------------
 
     def take(self, results: dict[Key, Tensor], sites: Sequence[SiteInfo], keep: bool) -> None:
         """Receive sums over all ranks; remember loss and error."""
         super().take(results, sites, keep)
-        figures = self._figures(results)
+        figures = self._figures(self.interval())
         if not self.history or self.history[-1].step != self._step:
-            self.history.append(Moment(self._step, figures.get("loss", math.nan), figures.get("fvu", math.nan)))
+            self.history.append(
+                Moment(
+                    self._step,
+                    figures.get("loss", math.nan),
+                    figures.get("fvu", math.nan),
+                    figures.get("spread", math.nan),
+                )
+            )
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Of the terms in the objective, in the last batch looked at."""
+        return {name: float(weight) for name, weight in self._weights.items()}
 
     def figures(self) -> dict[str, float]:
         """All figures that apply, by name."""
@@ -210,13 +268,21 @@ class OutputMonitor(Monitor):
         }
         if total > 0:
             values["fvu"] = float(results["output", "error"]) / (rows * total)
-            values["spread"] = float(self._variance(results, "x_hat").sum()) / total
+        within = float(results["output", "x_within"])
+        if within > 0:
+            values["spread"] = float(results["output", "x_hat_within"]) / within
         return values
 
     def scalars(self) -> dict[str, float]:
         """``fvu`` and ``spread``."""
         figures = self._figures(self._now)
         return {name: figures[name] for name in ("fvu", "spread") if name in figures}
+
+
+def _keeps(activation: str, before: str) -> bool:
+    """Whether an activation leaves the output of another as it is: a ReLU what is never negative."""
+    low, high = RANGES.get(before, (-math.inf, math.inf))
+    return low >= 0 and (activation == "relu" or (activation == "relu6" and high <= 6))
 
 
 def _is_view(tensor: Tensor, other: Tensor) -> bool:

@@ -28,10 +28,12 @@ class Report:
 
     Attributes:
         findings: what is wrong, the worst first.
-        sites: a row of figures for each activation, by name.
+        sites: figures of each activation, by name: number of units and of dead ones, median firing ``frequency``, share
+            of elements that are ``flat``, ``transmission``, and ``n``, the examples looked at (again in each epoch).
         layers: gradient norm and update-to-weight ratio for each layer, by name.
         latent: the summary of :class:`LatentSparsityMonitor`.
-        output: loss, fraction of variance unexplained and the like.
+        output: ``loss``; ``fvu`` and ``spread``, see there; ``contrast``, how much the mean output varies over an event
+            relative to the data's mean; ``outside``, share of the data that the output cannot reach; and the like.
         history: loss and fraction of variance unexplained over the fit.
         frequencies: firing frequency of each unit, by site.
         over_time: transmission of each site, by step.
@@ -253,7 +255,7 @@ class DiagnosticsReport(L.Callback):
         now = getattr(saturation, "_now", None)
         if now is not None and now is not self._seen:
             self._seen = now
-            self._over_time[trainer.global_step] = saturation.transmission_of(now)
+            self._over_time[trainer.global_step] = saturation.transmission_of(saturation.interval())
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Pass on."""

@@ -249,7 +249,8 @@ class Collect(L.Callback):
         self.z = []
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        self.z.append(outputs["output"].z.detach().clone())
+        z = outputs["output"].z.detach()
+        self.z.append(z.clone() if isinstance(z, torch.Tensor) else z.to_dense())
 
 
 VARIANTS = {
@@ -259,13 +260,25 @@ VARIANTS = {
     "conv": lambda: ae.ConvAutoencoder((1, 8, 8), 3, channels=(4, 8)),
     "denoising": lambda: ae.DenoisingAutoencoder((1, 8, 8), 3, hidden=(8,)),
     "contractive": lambda: ae.ContractiveAutoencoder((1, 8, 8), 3, hidden=(8,)),
+    "sparse": lambda: ae.SparseAutoencoder(*ae.mlp_pair((1, 8, 8), 3, hidden=(8,))),
     "sparse box": lambda: ae.Autoencoder(*ae.mlp_pair((1, 8, 8), 3, hidden=(8,)), code=HalfGaussian(3)),
 }
 
 
 def test_every_variant_is_among_those_tested():
     shipped = {c for c in vars(ae).values() if isinstance(c, type) and issubclass(c, ae.Autoencoder)}
-    assert shipped == {type(make()) for make in VARIANTS.values()}
+    # whose codes are no tensors: below
+    assert shipped - {ae.DictionaryAutoencoder} == {type(make()) for make in VARIANTS.values()}
+
+
+def test_the_sparse_code_of_a_dictionary_is_found(make_trainer):
+    monitor, collect = LatentSparsityMonitor(every_n_steps=1), Collect()
+    model = ae.DictionaryAutoencoder(16, 48, code=ae.TopKCode(5))
+    make_trainer(callbacks=[monitor, collect]).fit(model, DataLoader(torch.randn(32, 16), batch_size=8))
+    z = torch.cat(collect.z).double()
+    assert z.shape == (32, 48)
+    for name, value in reference(z).items():
+        assert monitor.summary()[name] == pytest.approx(value, rel=1e-4), name
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
@@ -745,3 +758,30 @@ def test_two_ranks_have_the_figures_of_one(make_trainer, tmp_path):
         seen[ranks] = torch.load(tmp_path / f"{ranks}.pt")
     assert seen[1]["samples"] == 32
     assert seen[2] == pytest.approx(seen[1], rel=1e-4)
+
+
+def test_two_latents_of_one_model_are_two_monitors(make_trainer):
+    monitors = [LatentSparsityMonitor(latent, every_n_steps=1) for latent in ("encoder", "decoder")]
+    assert len({monitor.state_key for monitor in monitors}) == 2
+    make_trainer(callbacks=monitors)  # which refuses two of one state
+
+
+def test_a_graph_that_outlives_its_batch_is_heard_once(make_trainer):
+    class Keeps(L.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.encoder, self.decoder, self.kept = torch.nn.Linear(6, 3), torch.nn.Linear(3, 6), None
+            self.automatic_optimization = False
+
+        def training_step(self, batch, batch_idx):
+            if self.kept is None:
+                self.kept = (self.decoder(self.encoder(batch)) - batch).square().mean()
+            self.manual_backward(self.kept, retain_graph=True)
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), 0.0)
+
+    monitors = [LatentSparsityMonitor("encoder", 1000), GradientSaturationMonitor(1000, output="decoder")]
+    make_trainer(callbacks=monitors).fit(Keeps(), DataLoader(torch.rand(64, 6), batch_size=8))
+    assert monitors[0]._read == []
+    assert monitors[1]._pairs == []

@@ -342,3 +342,178 @@ def test_output_monitor_finds_the_reconstruction_of_a_plain_module():
     assert report.output["fvu"] == pytest.approx(float(expected), rel=1e-4)
     with pytest.raises(ValueError, match="every_n_steps"):
         OutputMonitor(every_n_steps=0)
+
+
+class TestWhatAUserMet:
+    """Cases that a first user of the package reported."""
+
+    def plain(self, activation=nn.ReLU):
+        class Plain(L.LightningModule):
+            def __init__(self):
+                super().__init__()
+                self.encoder = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), activation(), nn.Linear(64, 8))
+                self.dec = nn.Sequential(nn.Linear(8, 64), activation(), nn.Linear(64, 64))
+                self.lr, self.decay = 1e-3, 0.0
+
+            def training_step(self, batch, batch_idx):
+                x = batch if isinstance(batch, torch.Tensor) else batch[0]
+                loss = functional.mse_loss(self.dec(self.encoder(x)), x.flatten(1))
+                self.log("loss", loss)
+                return loss
+
+            validation_step = training_step
+
+            def configure_optimizers(self):
+                return torch.optim.AdamW(self.parameters(), self.lr, weight_decay=self.decay)
+
+        return Plain()
+
+    def test_a_named_output_of_logits_is_read_through_the_losss_sigmoid(self):
+        network = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.GELU(), nn.Linear(32, 64))
+        x = bytes_of_digits()[:256] / 255
+
+        def loss(a, batch):
+            return functional.binary_cross_entropy_with_logits(a, batch.flatten(1))
+
+        found, named = (ae.diagnose(network, [x], loss, output=output).output["fvu"] for output in (None, "3"))
+        x_hat = network(x).sigmoid().detach()
+        expected = (x_hat - x.flatten(1)).square().sum() / (x - x.mean(0)).square().sum()
+        assert named == found == pytest.approx(float(expected), rel=1e-4)
+
+    def test_diagnose_after_a_fit_whose_step_logs(self, make_trainer):
+        model = self.plain()
+        trainer = make_trainer()
+        trainer.fit(model, ae.DigitsDataModule())
+        data = ae.DigitsDataModule()
+        data.prepare_data()
+        data.setup("fit")
+        assert ae.diagnose(model, data.train_dataloader()).output["fvu"] > 0
+        assert model.trainer is trainer
+        with pytest.raises(ValueError, match=r"looks like one; give \[batch\]"):
+            ae.diagnose(model, (torch.rand(4, 64), torch.rand(4, 64)))
+
+    def test_a_constant_that_moves_while_training_is_a_constant(self, make_trainer):
+        model = self.plain()
+        with torch.no_grad():
+            model.encoder[1].bias.fill_(-100.0)
+        report = fit(make_trainer, model, latent="encoder", epochs=10)
+        assert report.report.output["spread"] < 1e-6
+        assert {"spread", "constant"} <= measures(report, "error")
+        finding = next(f for f in report.findings if f.measure == "spread")
+        assert "encoder.2 are dead" in finding.advice
+
+    def test_weight_decay_is_named(self, make_trainer):
+        model = self.plain(nn.GELU)
+        model.decay = 50.0
+        finding = next(f for f in fit(make_trainer, model, epochs=20).findings if f.measure == "spread")
+        assert "weight decay (50)" in finding.advice
+        healthy = self.plain(nn.GELU)
+        healthy.decay = 0.01
+        assert not measures(fit(make_trainer, healthy, epochs=20), "error")
+
+    def test_what_has_not_reached_the_mean_is_not_said_to_have(self, make_trainer):
+        model = self.plain(nn.GELU)
+        model.lr = 1e-6
+        with torch.no_grad():
+            model.dec[2].bias.fill_(3.0)
+        finding = next(f for f in fit(make_trainer, model, epochs=4).findings if f.measure == "spread")
+        assert "not even reached the mean" in finding.advice
+
+    def test_history_is_of_what_came_since_the_last_log(self, make_trainer):
+        class Falling(ae.MLPAutoencoder):
+            def objective(self, terms):
+                return super().objective(terms) * 0 + 1000.0 - self.global_step
+
+        report = fit(make_trainer, Falling((1, 8, 8), 2, hidden=(8,)), epochs=4)
+        # every second step is looked at, and every fifth logs
+        for moment, after in zip(report.report.history, report.report.history[1:], strict=False):
+            seen = [step for step in range(moment.step, after.step) if step % 2 == 0]
+            if seen:
+                assert after.loss == pytest.approx(sum(1000.0 - step for step in seen) / len(seen), abs=1e-3)
+
+    def test_one_finding_for_dead_units_everywhere(self, make_trainer):
+        model = ae.MLPAutoencoder((1, 8, 8), 8, hidden=(64,) * 3, activation="relu", lr=0.0)
+        with torch.no_grad():
+            for module in model.modules():
+                if isinstance(module, nn.Linear) and module.out_features == 64:
+                    module.bias[:30] = -100.0
+        found = [f for f in fit(make_trainer, model, epochs=2).findings if f.measure == "dead_fraction"]
+        assert len([f for f in found if f.severity != "info"]) == 1
+        assert "In 6 of 6 ReLU layers" in found[0].evidence
+
+    def test_data_that_are_not_finite_are_the_first_and_only_cause(self, make_trainer):
+        x = torch.rand(256, 64)
+        x[::64, 3] = float("nan")
+        report = fit(make_trainer, self.plain(nn.ReLU), ae.TensorDataModule(x, val_fraction=0.0), epochs=2)
+        assert next(f.measure for f in report.findings if f.severity == "error") == "nonfinite"
+        assert not measures(report) & {"exploded", "nonfinite_units"}
+
+    @pytest.mark.parametrize("scale", [1e-4, 1e4])
+    def test_data_of_another_scale_are_named(self, make_trainer, scale):
+        x = bytes_of_digits() / 255 * scale
+        report = fit(make_trainer, self.plain(nn.GELU), ae.TensorDataModule(x, val_fraction=0.0), latent="encoder")
+        assert "scale" in measures(report)
+        assert "constant" not in measures(report)
+
+    def test_two_monitors_of_one_kind_log_under_names_of_their_own(self, make_trainer):
+        both = [ae.DeadReLUMonitor(1, include=[part]) for part in ("encoder", "decoder")]
+        model = mlp()
+        with torch.no_grad():
+            model.encoder.layers[0].bias.fill_(-100.0)
+            model.decoder.layers[0].bias.fill_(0.1)
+        trainer = make_trainer(callbacks=both)
+        trainer.fit(model, ae.DigitsDataModule())
+        assert trainer.callback_metrics["dead_relu/dead_fraction"] == 1
+        assert trainer.callback_metrics["dead_relu#1/dead_fraction"] < 1
+        assert (
+            trainer.callback_metrics["dead_relu#1/dead_fraction"] == len(both[1].dead_units()["decoder.layers.1"]) / 64
+        )
+
+    def test_an_include_that_fits_nothing_is_warned_of(self, make_trainer):
+        with pytest.warns(UserWarning, match=r"saw no activation in \['encodr'\], only \['encoder.layers.1'"):
+            make_trainer(callbacks=ae.DeadReLUMonitor(1, include=["encodr"])).fit(mlp(), ae.DigitsDataModule())
+
+
+class TestHealthyModels:
+    def test_a_relu_on_a_relu_changes_nothing_and_one_on_a_tanh_does(self):
+        x = torch.rand(128, 4)
+        for first, expected in ((nn.ReLU(), False), (nn.Sigmoid(), False), (nn.Tanh(), True)):
+            network = nn.Sequential(nn.Linear(4, 8), first, nn.ReLU(), nn.Linear(8, 4))
+            report = ae.diagnose(network, [x], functional.mse_loss)
+            assert ("twice" in measures(report)) is expected
+
+    def test_rounding_puts_nothing_outside(self):
+        network = nn.Sequential(nn.Linear(4, 4), nn.Sigmoid())
+        x = (torch.rand(256, 4) > 0.5) * (1 + 2e-7)
+        assert (x > 1).any()
+        assert "outside" not in measures(ae.diagnose(network, [x], functional.mse_loss))
+        assert "outside" in measures(ae.diagnose(network, [x * 1.01], functional.mse_loss))
+
+    def test_latents_of_a_sparse_code_that_are_off_are_no_dead_layer(self, make_trainer):
+        model = ae.Autoencoder(nn.Linear(6, 40), nn.Linear(40, 6), code=ae.TopKCode(2), lr=0.0)
+        report = fit(make_trainer, model, ae.TensorDataModule(torch.randn(256, 6), batch_size=64), epochs=2)
+        assert report.report.latent["dead_fraction"] > 0
+        assert any(site.startswith("code.") for site in report.report.sites)
+        # 256 codes with 2 of 40 on, seen twice at most, are too few to call any latent dead
+        found = [(f.site, f.severity) for f in report.findings if f.measure == "dead_fraction"]
+        assert found == [("latent", "info")]
+
+    def test_a_codebook_alone_is_judged_once_enough_was_chosen(self):
+        class Indices(nn.Module):
+            def forward(self, x):
+                return (x[:, 0] > 0.5).long()
+
+        class Network(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.choose, self.out = Indices(), nn.Linear(4, 4)
+
+            def forward(self, x):
+                self.choose(x)
+                return self.out(x)
+
+        for examples, expected in ((256, True), (32, False)):
+            report = ae.diagnose(
+                Network(), [torch.rand(examples, 4)], functional.mse_loss, latent={"indices": "choose", "num_codes": 32}
+            )
+            assert ("codebook_usage" in measures(report)) is expected

@@ -10,12 +10,26 @@ from lightning_ae.callbacks.findings.evidence import Evidence, Finding
 
 def latent(e: Evidence) -> Iterator[Finding]:
     """Latents that carry nothing, or that nobody reads."""
+    yield from _codebook(e)
     if e.latent is None or not e.code.get("samples", 0) > 1:
         return
     n = int(e.code["samples"])
     variance = e.latent.variance()
-    constant = int((variance <= 1e-10).sum())
-    if e.code["dead_fraction"] < 1 and constant:
+    constant, dead = len(e.latent.constant_latents()), e.code["dead_fraction"]
+    if e.code["l0"] < 0.5 * len(variance) and 0 < dead < 1:
+        # most latents of a sparse code are off most of the time: only never says something
+        constant -= round(dead * len(variance))
+        yield Finding(
+            # in few codes a latent that is rarely on may be off throughout
+            "warning" if dead > 0.1 and n * e.code["l0"] / len(variance) >= 30 else "info",
+            "latent",
+            "dead_fraction",
+            dead,
+            n,
+            f"{dead:.1%} of the {len(variance)} latents were never on in {n:,} codes (rate < {3 / n:.1g}).",
+            "Auxiliary-k, resampling or a smaller penalty bring dead latents back; or make the code narrower.",
+        )
+    if dead < 1 and constant > 0:
         all_of_them = constant == len(variance)
         yield Finding(
             "error" if all_of_them else "warning",
@@ -42,7 +56,8 @@ def latent(e: Evidence) -> Iterator[Finding]:
         off = int((kl < 0.01).sum())
         if off / len(kl) > 0.5:
             yield Finding(
-                "error" if off == len(kl) else "warning",
+                # dimensions that are not needed collapse in a healthy model too
+                "error" if off == len(kl) else "warning" if off > 0.9 * len(kl) else "info",
                 "latent",
                 "collapsed",
                 off / len(kl),
@@ -50,17 +65,24 @@ def latent(e: Evidence) -> Iterator[Finding]:
                 f"The posterior of {off} of {len(kl)} latents is the prior (KL < 0.01 nats).",
                 "The KL term wins before the latent is of use: lower β, raise it slowly from 0, or grant free bits.",
             )
-    if e.code.get("codebook_usage", 1.0) < 0.5:
-        usage = e.code["codebook_usage"]
-        yield Finding(
-            "warning",
-            "latent",
-            "codebook_usage",
-            usage,
-            n,
-            f"{usage:.0%} of the codes are used (perplexity {e.code['perplexity']:.1f}).",
-            "Start the codebook from data (k-means), expire codes that are not used, or make it smaller.",
-        )
+
+
+def _codebook(e: Evidence) -> Iterator[Finding]:
+    if e.latent is None or e.code.get("codebook_usage", 1.0) >= 0.5:
+        return
+    usage, counts = e.code["codebook_usage"], e.latent.results()["latent", "codes"]
+    chosen = int(counts.sum())
+    if chosen < 5 * len(counts):
+        return  # too few to use them all
+    yield Finding(
+        "warning",
+        "latent",
+        "codebook_usage",
+        usage,
+        chosen,
+        f"{usage:.0%} of the codes are used (perplexity {e.code['perplexity']:.1f}).",
+        "Start the codebook from data (k-means), expire codes that are not used, or make it smaller.",
+    )
 
 
 def penalties(e: Evidence) -> Iterator[Finding]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 
 from lightning_ae.callbacks.findings.evidence import Evidence, Finding
+from lightning_ae.callbacks.output_monitor import Moment
 
 
 def data(e: Evidence) -> Iterator[Finding]:
@@ -18,13 +19,14 @@ def data(e: Evidence) -> Iterator[Finding]:
             "nonfinite",
             bad,
             e.n,
-            f"{bad:.2%} of the data are NaN or infinite.",
+            f"{bad:.2g} of the numbers in the data are NaN or infinite.",
             "Nothing can be learnt from them: remove or replace them before training.",
         )
     low, high = e.output.range
     outside = e.out.get("outside", 0.0)
     if outside > 0.001:
         within = f"[{low:g}, {high:g}]"
+        how = " (divide images by 255)" if low == 0 else " (for images, x / 127.5 - 1)" if low == -1 else ""
         yield Finding(
             "error",
             "data",
@@ -32,8 +34,7 @@ def data(e: Evidence) -> Iterator[Finding]:
             outside,
             e.n,
             f"{outside:.1%} of the data lie outside {within}, where the output ({e.output.activation}) can never get.",
-            f"Scale the data to {within} (divide images by 255), or use an output without bounds: "
-            "SquaredError() or GaussianNLL().",
+            f"Scale the data to {within}{how}, or use an output without bounds: SquaredError() or GaussianNLL().",
         )
     spread, reach = e.out.get("x_std", 0.0), high - low
     if math.isfinite(reach) and outside <= 0.001 and 0 < 6 * spread < 0.1 * reach:
@@ -47,6 +48,18 @@ def data(e: Evidence) -> Iterator[Finding]:
             "In such a corner differences are small and so are gradients: scale the data so that they fill "
             "the range, e.g. by their minimum and maximum.",
         )
+    size = math.hypot(spread, e.out.get("x_mean", 0.0))
+    if not math.isfinite(reach) and outside <= 0.001 and (0 < size < 1e-2 or size > 1e2):
+        yield Finding(
+            "warning",
+            "data",
+            "scale",
+            size,
+            e.n,
+            f"The data are of size {size:.2g} (root mean square).",
+            "Weights and learning rates are made for data of size 1: subtract the mean and divide by the standard "
+            "deviation.",
+        )
 
 
 def loss(e: Evidence) -> Iterator[Finding]:
@@ -56,6 +69,8 @@ def loss(e: Evidence) -> Iterator[Finding]:
     best = min((moment.loss for moment in history), default=math.nan)
     last = history[-1].loss if history else math.nan
     exploded = len(history) > 1 and last > 10 * abs(best) + 1e-12 and last > history[0].loss
+    if e.out.get("nonfinite_data", 0.0) > 0:
+        return  # they are why
     if bad or exploded:
         what = f"not finite in {bad:.0f} of the batches looked at" if bad else f"grew from {best:.4g} to {last:.4g}"
         yield Finding(
@@ -68,20 +83,21 @@ def loss(e: Evidence) -> Iterator[Finding]:
             "Steps are too large: divide the learning rate by 10, and set gradient_clip_val=1.0 in the "
             "Trainer if it comes back.",
         )
-    elif e.out.get("fvu", 0.0) > 10 and e.out.get("outside", 0.0) <= 0.001:
+    elif _wild(e):
         yield Finding(
             "error",
             "loss",
             "exploded",
             e.out["fvu"],
             e.n,
-            f"The error is {e.out['fvu']:.1g} times the variance of the data: worse than any constant.",
+            f"The output was thrown far outside the data: the error is {e.out['fvu']:.2g} times their variance now.",
             "Steps were so large that the weights have run away: divide the learning rate by 10, and set "
             "gradient_clip_val=1.0 in the Trainer if it comes back.",
         )
     elif len(history) > 3 and history[-1].step - history[0].step >= 100:
-        middle = history[len(history) // 4]
-        gain = (middle.loss - last) / max(abs(middle.loss), 1e-12)
+        quarter = len(history) // 4
+        early, late = _mean(history[quarter : 2 * quarter]), _mean(history[-quarter:])
+        gain = (early - late) / max(abs(early), 1e-12)
         if gain < 0.01 and e.out.get("fvu", 0.0) > 0.5:
             yield Finding(
                 "warning",
@@ -89,10 +105,24 @@ def loss(e: Evidence) -> Iterator[Finding]:
                 "stuck",
                 gain,
                 e.n,
-                f"The loss has hardly moved since step {middle.step} ({middle.loss:.4g} to {last:.4g}), with "
+                f"The loss has hardly moved since step {history[quarter].step} ({early:.4g} to {late:.4g}), with "
                 f"{e.out['fvu']:.0%} of the variance unexplained.",
                 "Look at the errors above first; if there are none, raise the learning rate by 10.",
             )
+
+
+def _mean(history: list[Moment]) -> float:
+    return sum(moment.loss for moment in history) / len(history)
+
+
+def _wild(e: Evidence) -> bool:
+    """Whether the error is far above that of a constant, and not because training has only begun."""
+    fvu, history = e.out.get("fvu", 0.0), e.output.history
+    if e.out.get("outside", 0.0) > 0.001:
+        return False
+    # an output that varies far more than the data, at any time, was thrown there by a step
+    thrown = any(moment.spread > 10 for moment in history)
+    return thrown or (len(history) > 1 and fvu > 10 and fvu > 0.5 * history[0].fvu)
 
 
 def output(e: Evidence) -> Iterator[Finding]:
@@ -152,8 +182,15 @@ def _why_constant(e: Evidence) -> str:
     dead = [s for s, u in e.dead.dead_units().items() if len(u) == e.dead.sites[s].units and not e.is_output(s)]
     if e.out.get("outside", 0.0) > 0.001:
         return "The data do not fit the output's range: mend that first."
+    if e.out.get("nonfinite_data", 0.0) > 0:
+        return "The data are not finite: mend that first."
     if e.output.twice:
         return "The output passes two activations: mend that first."
+    if e.output.shrinkage > 3e-3:
+        return (
+            f"The optimizer's weight decay ({e.output.weight_decay:g}) pulls the weights to zero faster than the loss "
+            "holds them: divide it by 100 first (AdamW's default is 0.01)."
+        )
     if dead:
         return f"All units of {dead[0]} are dead: mend that first."
     if e.saturation.starved_fraction() > 0.2:
@@ -163,9 +200,16 @@ def _why_constant(e: Evidence) -> str:
         return "Gradients vanish on the way to the first layers: mend that first."
     if e.code and e.code.get("dead_fraction") == 1.0:
         return "The code is zero: mend that first."
-    if e.code and e.latent is not None and not float(e.latent.variance().sum()) > 1e-10:
+    if e.code and e.latent is not None and len(e.latent.constant_latents()) == len(e.latent.variance()):
         return "The code does not vary: look at the encoder's gradient, and at the penalties on the code."
+    if e.latent is not None and "kl" in e.code and bool((e.latent.kl_per_dimension() < 0.01).all()):
+        return "The posterior has collapsed to the prior: mend that first."
+    if e.out["fvu"] > 1.2:
+        return (
+            "It has not even reached the mean of the data: the learning rate is too low or the run too short (or some "
+            "penalty is far stronger than the reconstruction). Raise the learning rate by 10 first."
+        )
     return (
-        "The decoder has learnt the mean and no more: train longer, with a learning rate 3 to 10 times as high, or "
-        "a wider code."
+        "The decoder has learnt the mean and no more: train longer first, then with a learning rate 3 times as high, "
+        "or a wider code."
     )

@@ -11,6 +11,7 @@ from lightning_ae.callbacks.dead_relu import DeadReLUMonitor
 from lightning_ae.callbacks.gradient_saturation import GradientSaturationMonitor
 from lightning_ae.callbacks.latent_sparsity import LatentSparsityMonitor
 from lightning_ae.callbacks.output_monitor import OutputMonitor
+from lightning_ae.models import Autoencoder
 
 Severity = Literal["error", "warning", "info"]
 #: Activations that are flat at both ends.
@@ -67,6 +68,10 @@ class Evidence:
         """Whether the output comes from an activation that can be flat."""
         return self.output.activation in SQUASHING
 
+    def is_code(self, site: str) -> bool:
+        """Whether a site gives the latent of a model of ours, so that findings on the latent speak of it."""
+        return bool(self.code) and isinstance(self.model, Autoencoder) and site.startswith("code.")
+
     def is_output(self, site: str) -> bool:
         """Whether a site gives the reconstruction, so that findings on the output speak of it."""
-        return "fvu" in self.out and (site == self.output.output or site.startswith("loss."))
+        return "fvu" in self.out and (site in (self.output.output, self.output.site) or site.startswith("loss."))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 from lightning_ae.callbacks.findings.evidence import SQUASHING, Evidence, Finding, Severity
@@ -27,7 +26,7 @@ def dead(e: Evidence) -> Iterator[Finding]:
     """Units that never fire, or hardly."""
     samples, frequencies = e.dead.num_samples(), e.dead.firing_frequency()
     for site, units in e.dead.nonfinite_units().items():
-        if len(units):
+        if len(units) and not e.out.get("nonfinite_data", 0.0) > 0:
             yield Finding(
                 "error",
                 site,
@@ -37,9 +36,29 @@ def dead(e: Evidence) -> Iterator[Finding]:
                 f"{len(units)} units gave values that are NaN or infinite.",
                 "Lower the learning rate, or clip gradients; look at what comes before this site.",
             )
-    for site, units in e.dead.dead_units().items():
+    found = {
+        site: units
+        for site, units in e.dead.dead_units().items()
+        if len(units) and not e.is_output(site) and not e.is_code(site)
+    }
+    many = {site: len(units) / e.dead.sites[site].units for site, units in found.items()}
+    many = {site: share for site, share in many.items() if share >= 0.2 and samples[site] >= 100}
+    if len(many) > 3:
+        worst = max(many, key=lambda site: many[site])
+        yield Finding(
+            "error" if many[worst] >= 0.5 else "warning",
+            worst,
+            "dead_fraction",
+            many[worst],
+            samples[worst],
+            f"In {len(many)} of {len(frequencies)} ReLU layers {min(many.values()):.0%} to {many[worst]:.0%} of the "
+            f"units never fired in {samples[worst]:,} samples, here the most.",
+            "When it is everywhere it is the learning rate, the initialisation or the depth: divide the learning rate "
+            "by 10 first; then He initialisation, normalisation between layers, or fewer of them.",
+        )
+    for site, units in found.items():
         total, n = e.dead.sites[site].units, samples[site]
-        if len(units) == 0 or n < 100 or e.is_output(site):
+        if n < 100 or (len(many) > 3 and site in many):
             continue
         share = len(units) / total
         rate = f"in {n:,} samples (rate < {3 / n:.1g})"
@@ -55,7 +74,7 @@ def dead(e: Evidence) -> Iterator[Finding]:
                 "with biases of 0 (or 0.1), or LeakyReLU.",
             )
         else:
-            severity: Severity = "error" if share >= 0.5 else "warning" if share >= 0.05 else "info"
+            severity: Severity = "error" if share >= 0.5 else "warning" if share >= 0.2 else "info"
             yield Finding(
                 severity,
                 site,
@@ -63,8 +82,8 @@ def dead(e: Evidence) -> Iterator[Finding]:
                 share,
                 n,
                 f"{len(units)} of {total} units never fired {rate}.",
-                "Start biases at 0.1, use LeakyReLU, or add DeadUnitReviver; if it grows while training, the "
-                "learning rate is too high.",
+                "Use LeakyReLU, add DeadUnitReviver, or start biases at 0.1; if it grows while training, the learning "
+                "rate is too high.",
             )
         near = int(((frequencies[site] > 0) & (frequencies[site] < 1e-5)).sum())
         if near:
@@ -88,8 +107,8 @@ def dead(e: Evidence) -> Iterator[Finding]:
                 share,
                 samples[site],
                 f"{share:.0%} of the units are dormant (mean |a| at most {e.dead.tau:g} of the layer's).",
-                "The layer is wider than it need be, or its weights have collapsed: a weaker weight penalty "
-                "or a narrower layer.",
+                "If this grew while training, the learning rate is too high, or weight decay too strong; else the "
+                "layer is wider than it need be.",
             )
 
 
@@ -103,17 +122,16 @@ def vanishing(e: Evidence) -> Iterator[Finding]:
     largest = max(norms, key=lambda layer: norms[layer])
     weakest = min(norms, key=lambda layer: norms[layer])
     ratio = norms[weakest] / norms[largest]
-    if ratio < 1e-2:
+    if ratio < 1e-3 and e.output.shrinkage <= 3e-3:
         first = min(closing, key=lambda site: closing[site])
-        product = math.prod(closing.values())
         yield Finding(
             "error" if ratio < 1e-4 else "warning",
             first,
             "transmission",
             closing[first],
             e.n,
-            f"{len(closing)} squashing activations pass on {product:.1g} of the gradient together, {first} "
-            f"the least ({closing[first]:.1%}); {weakest} gets {ratio:.1g} of the gradient of {largest}.",
+            f"{len(closing)} squashing activations each pass on less than {max(closing.values()):.0%} of the gradient, "
+            f"{first} the least ({closing[first]:.1%}); {weakest} gets {ratio:.1g} of the gradient of {largest}.",
             f"Gradients vanish on the way. Replace these activations by ReLU or GELU, {first} first; or "
             "normalise before them.",
         )
@@ -151,7 +169,7 @@ def steps(e: Evidence) -> Iterator[Finding]:
             f"A step changes the weights by {middle:.0%} of their size (median of the layers).",
             "About 0.1 % is healthy: divide the learning rate by 10.",
         )
-    elif 0 < middle < 1e-6 and e.out.get("fvu", 0.0) > 0.5:
+    elif 0 < middle < 1e-6 and 0.5 < e.out.get("fvu", 0.0) < 10 and not e.saturation.starved_fraction() > 0.2:
         yield Finding(
             "warning",
             layer,

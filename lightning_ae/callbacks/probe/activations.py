@@ -46,7 +46,7 @@ class Activation(NamedTuple):
 
 def _where(condition: Tensor, inside: float | Tensor, outside: float | Tensor, like: Tensor) -> Tensor:
     # numbers as they are: made into tensors they would have to be copied to the device
-    chosen: Tensor = torch.where(condition, inside, outside)  # type: ignore[arg-type]
+    chosen = torch.where(condition, inside, outside)
     return chosen.to(like.dtype)
 
 

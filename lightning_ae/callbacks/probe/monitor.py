@@ -40,7 +40,8 @@ class Monitor(L.Callback):
     Args:
         every_n_steps: look at every so many optimizer steps (batches, with manual optimization).
         horizon: verdicts rest on the last samples looked at, between this many and twice as many.
-        include: names of modules; only sites with these names or inside these modules count. None for all.
+        include: names of modules; only sites with these names or inside these modules count. None for all. Of several
+            monitors of one kind the later ones log under ``dead_relu#1/…`` and so on.
         unit_dim: the axis of the units of a site, by its name or that of a module around it, or for all sites. Found
             from the layer before the activation unless given.
         mask_fn: from the batch to a tensor with 1 where a position counts and 0 where it is padding, ``(B,)``,
@@ -77,6 +78,14 @@ class Monitor(L.Callback):
         self._probe: Probe | None = None
         self._reduced: dict[Key, Tensor] | None = None
         self._previous_samples = 0
+        self._now: dict[Key, Tensor] = {}
+        self._fresh_start()
+
+    def _fresh_start(self) -> None:
+        """No sums were taken yet."""
+        self._taken: dict[Key, Tensor] = {}
+        self._taken_before: dict[Key, Tensor] = {}
+        self._interval: dict[Key, Tensor] = {}
 
     # -- what a monitor does ----------------------------------------------------------------------------------
 
@@ -133,10 +142,16 @@ class Monitor(L.Callback):
         self.sites.update({site.name: site for site in sites})
         self._reduced = results if keep else None
         self._now = results
+        self._interval, self._taken = _less(results, self._taken), results
         current = int(results.get(("", "samples"), torch.tensor(0))) - self._previous_samples
         if current >= self.horizon:
             self.counters.rotate()
             self._previous_samples = current
+            self._taken = self._taken_before = _less(results, self._taken_before)
+
+    def interval(self) -> dict[Key, Tensor]:
+        """Sums since the last log but one: what a curve over time is made of."""
+        return self._interval
 
     # -- Lightning --------------------------------------------------------------------------------------------
 
@@ -162,6 +177,7 @@ class Monitor(L.Callback):
         self.counters.clear()
         self.sites.clear()
         self._reduced, self._previous_samples = None, 0
+        self._fresh_start()
         self._probe = Probe.of(trainer)
         self._probe.join(self)
 
@@ -235,6 +251,11 @@ class Monitor(L.Callback):
         self._previous_samples = state_dict["previous_samples"]
         self.sites = {row[0]: SiteInfo(*row) for row in state_dict["sites"]}
         self._reduced = None
+
+
+def _less(sums: Mapping[Key, Tensor], earlier: Mapping[Key, Tensor]) -> dict[Key, Tensor]:
+    same = {key for key, value in earlier.items() if key in sums and sums[key].shape == value.shape}
+    return {key: value - earlier[key] if key in same else value for key, value in sums.items()}
 
 
 def _nested(sums: Mapping[Key, Tensor]) -> dict[str, dict[str, Tensor]]:

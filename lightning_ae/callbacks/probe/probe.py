@@ -33,8 +33,6 @@ class Probe:
         self._trainer = weakref.ref(trainer)
         self.monitors: list[Monitor] = []
         self.watch = Watch()
-        #: of AMP: gradients on the way are this many times too large, on the device; None for 1
-        self.loss_scale: Tensor | None = None
         self._open: OpenWatch | None = None
         self._stance: Any = None
         self._listening: list[Monitor] = []
@@ -85,8 +83,6 @@ class Probe:
         self.watch.unit_dim = options["unit_dim"]
         self.watch.exclude = ("penalties",) if isinstance(module, Autoencoder) else ()
         mask = None if options["mask_fn"] is None else options["mask_fn"](batch).to(module.device, torch.float32)
-        scaler = getattr(trainer.precision_plugin, "scaler", None)
-        self.loss_scale = getattr(scaler, "_scale", None)
         # compiled code has no hooks, and would have to be traced again to get them
         self._stance = torch.compiler.set_stance("force_eager")
         self._open = self.watch.open(module, self._listening, mask)
@@ -94,11 +90,13 @@ class Probe:
 
     def step(self, trainer: L.Trainer, module: L.LightningModule, optimizer: torch.optim.Optimizer) -> None:
         """An optimizer is about to step."""
-        if self._open is not None:
+        if self._open is None:
+            return
+        if module.automatic_optimization:
+            self.close()  # forward and backward are done, and the optimizer need not be followed
+        with torch._C.DisableTorchFunction():
             for monitor in self._listening:
                 monitor.on_step(trainer, module, optimizer)
-            if module.automatic_optimization:
-                self.close()  # forward and backward are done, and the optimizer need not be followed
 
     def end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any) -> None:
         """A batch is done."""
@@ -109,8 +107,9 @@ class Probe:
             x = first_tensor(batch)
             with torch.no_grad():
                 for monitor in self._listening:
-                    monitor.counters.add("", "samples", 1 if x is None or x.ndim == 0 else len(x), device=module.device)
+                    monitor.counters.add("", "samples", 1 if x is None or x.ndim == 0 else len(x))
                     monitor.on_batch(trainer, module, outputs, batch)
+                    monitor.counters.flush()
         self._step = trainer.fit_loop.epoch_loop._batches_that_stepped
         # on the last batch too: callbacks that look at metrics at the end of the epoch may come before this one
         if trainer.is_last_batch or _is_log_step(trainer):
@@ -140,7 +139,9 @@ class Probe:
         self._read(trainer, agree)
         metrics: dict[str, float] = {}
         for monitor in self.monitors:
-            found = {f"{monitor.prefix}/{name}": value for name, value in monitor.scalars().items() if value == value}
+            found = {
+                f"{self._label(monitor)}/{name}": value for name, value in monitor.scalars().items() if value == value
+            }
             metrics.update(found)
             summary = {name: value for name, value in found.items() if name.count("/") == 1}
             trainer.callback_metrics.update({name: torch.tensor(value) for name, value in summary.items()})
@@ -149,7 +150,13 @@ class Probe:
             logger.log_metrics(metrics, step=step)
             for monitor in self.monitors:
                 for name, values in monitor.histograms().items():
-                    log_histogram(logger, f"{monitor.prefix}/{name}", values, step)
+                    log_histogram(logger, f"{self._label(monitor)}/{name}", values, step)
+
+    def _label(self, monitor: Monitor) -> str:
+        """What its names begin with; of several monitors of one kind the later ones are numbered."""
+        same = [m for m in self.monitors if m.prefix == monitor.prefix]
+        number = same.index(monitor)
+        return f"{monitor.prefix}#{number}" if number else monitor.prefix
 
     def finish(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """The fit is over: read for the last time, and say what was never seen."""
@@ -157,6 +164,12 @@ class Probe:
         self.log(trainer, agree=True)
         if self._sampled:
             self._read(trainer, agree=True)
+            for monitor in self.monitors:
+                if monitor.include is not None and not monitor.sites:
+                    there = [site.name for site in self.watch.sites.values()]
+                    rank_zero_warn(
+                        f"include: {type(monitor).__name__} saw no activation in {list(monitor.include)}, only {there}."
+                    )
             silent = self.watch.silent(module)
             if silent:
                 rank_zero_warn(

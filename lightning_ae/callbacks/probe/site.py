@@ -109,8 +109,10 @@ class Event:
             self._live = self.sum(fires)
         return self._live
 
-    def _room(self) -> Tensor:
-        """Memory as large as the output, which is used again: fresh pages cost more than the sum itself."""
+    def _room(self) -> Tensor | None:
+        """Memory as large as the output, used again on the CPU, where fresh pages cost more than the sum itself."""
+        if self.y.device.type != "cpu":
+            return None  # kept between steps it would be missing where memory is scarce
         key = (self.y.device, self.y.dtype)
         room = self._scratch.get(key)
         if room is None or room.numel() < self.y.numel():
