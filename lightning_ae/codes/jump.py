@@ -18,6 +18,8 @@ GAIN = 16.0
 class _JumpReLU(torch.autograd.Function):
     """``h`` above its threshold and the number of those, with the rectangle's estimate of the thresholds' gradient."""
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(h: Tensor, threshold: Tensor, bandwidth: float) -> tuple[Tensor, Tensor]:
         active = h > threshold

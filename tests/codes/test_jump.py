@@ -78,6 +78,12 @@ def test_the_gradient_of_a_gradient_exists():
     assert torch.equal(weight.grad, (h > 0.1).float())
 
 
+def test_it_works_under_vmap():
+    h = torch.rand(3, 4, 5)
+    code = JumpReLUCode(5, weight=1.0, init_threshold=0.5)
+    assert torch.equal(torch.func.vmap(code.encode)(h), torch.where(h > 0.5, h, 0))
+
+
 def superposed(count, seed, atoms=128, features=32, active=6):
     """Sparse sums of unit-norm atoms in fewer dimensions."""
     generator = torch.Generator().manual_seed(0)

@@ -1,13 +1,22 @@
 """The controller that finds a weight for a stated number of active latents."""
 
 import math
+import warnings
 
 import lightning as L
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from lightning_ae import GatedCode, L1Code, LinearDecoder, LinearEncoder, SoftThresholdCode, SparseAutoencoder
+from lightning_ae import (
+    GatedCode,
+    L1Code,
+    LinearDecoder,
+    LinearEncoder,
+    SoftThresholdCode,
+    SparseAutoencoder,
+    TensorDataModule,
+)
 from lightning_ae.codes.priced import L0Controller
 
 
@@ -60,6 +69,40 @@ def test_the_controller_works_in_single_precision_in_a_bfloat16_model():
     for _ in range(11):
         code(h)
     assert float(code.weights()["l1"]) == pytest.approx(by_hand([3] * 10, 2, 0.5)[-1], rel=1e-5)
+
+
+class _Ranks(L.Callback):
+    """Writes what rank 0 has in the end."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def on_fit_end(self, trainer, pl_module):
+        weights = trainer.strategy.reduce(pl_module.code.controller.weight.clone(), reduce_op="mean")
+        assert weights == pl_module.code.controller.weight  # the same on all
+        if trainer.is_global_zero:
+            state = {name: value for name, value in pl_module.state_dict().items() if isinstance(value, torch.Tensor)}
+            torch.save(state, self.path)
+
+
+@pytest.mark.slow
+def test_two_ranks_adapt_the_weight_as_one_does(make_trainer, tmp_path):
+    x, seen = torch.randn(60, 8), {}
+    model = SparseAutoencoder(LinearEncoder(8, 6), LinearDecoder(6, 8), L1Code(0.1, "relu", target_l0=2))
+    start = model.state_dict()
+    for ranks, batch_size in ((1, 10), (2, 5)):
+        model = SparseAutoencoder(LinearEncoder(8, 6), LinearDecoder(6, 8), L1Code(0.1, "relu", target_l0=2))
+        model.load_state_dict(start)
+        options = {"strategy": "ddp_spawn"} if ranks > 1 else {}
+        trainer = make_trainer(devices=ranks, max_epochs=3, callbacks=_Ranks(tmp_path / f"{ranks}.pt"), **options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the spawned processes' own, and Lightning's on spawn
+            trainer.fit(model, TensorDataModule(x, batch_size=batch_size, val_fraction=0))
+        seen[ranks] = torch.load(tmp_path / f"{ranks}.pt")
+    assert seen[1]["code.controller.weight"] != 0.1
+    for name, value in seen[1].items():
+        if name != "code.controller.seen":  # the last batch's is not yet put together
+            torch.testing.assert_close(seen[2][name], value)
 
 
 @pytest.mark.slow
