@@ -207,6 +207,10 @@ def test_checkpoints_remember_who_is_dead(make_trainer, tmp_path):
     trainer.save_checkpoint(tmp_path / "m.ckpt")
     again = ae.load(tmp_path / "m.ckpt")
     assert torch.equal(again.dead_latents(), model.dead_latents())
+    other = DictionaryAutoencoder(6, 48, TopKCode(1))
+    assert len(other.dead_latents()) == 0
+    other.load_state_dict(again.state_dict())
+    assert torch.equal(other.dead_latents(), model.dead_latents())
     assert torch.equal(again.since_fired, model.since_fired)
 
 
