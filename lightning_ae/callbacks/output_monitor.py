@@ -46,7 +46,7 @@ class OutputMonitor(Monitor):
     moves while training), both summed over the event.
     Logged as ``output/fvu`` and ``output/spread``. In a model that is not ours reconstruction and data are, unless the
     output is named, what one of torch's losses was called with, as large as the batch's first tensor; or else the last
-    output of a module of that shape.
+    output of a module, if it has that shape.
 
     Args:
         output: name of the module, or the site of an activation, that gives the reconstruction.
@@ -101,8 +101,8 @@ class OutputMonitor(Monitor):
         """Keep what could be the reconstruction."""
         if not isinstance(output, Tensor) or not output.is_floating_point():
             return
-        if self.output is None and output.requires_grad:
-            self._outputs[output.shape] = output.detach()
+        if self.output is None and output.requires_grad and output.ndim > 1:
+            self._outputs = {output.shape: output.detach()}  # what another module reads is no reconstruction
         elif name == self.output:
             self._x_hat = output.detach()
 
@@ -190,6 +190,8 @@ class OutputMonitor(Monitor):
             slack = 1e-4 * (high - low if high < math.inf else 1.0)  # what rounding puts outside is not
             add("output", "outside", (x.lt(low - slack) | x.gt(high + slack)).sum())
             add("output", "at_low", x_hat.le(low).sum(0))
+        if high - low < math.inf:
+            add("output", "far", ((x - x.mean()).abs() > 0.05 * (high - low)).sum())
 
     def state_dict(self) -> dict[str, Any]:
         """Sums over all ranks, and the history."""
@@ -226,13 +228,17 @@ class OutputMonitor(Monitor):
         return self._figures(self.results())
 
     def stuck_outputs(self) -> Tensor:
-        """Indices of the numbers of the event at the low end of the output's range in every example, but not in x."""
+        """Indices of the numbers of the event at the low end of the output's range in every example, but not in x.
+
+        None if they are less than a hundredth of the variance of x: what is hardly ever seen may as well be left out.
+        """
         results = self.results()
         if ("output", "at_low") not in results:
             return torch.zeros(0, dtype=torch.int64)
         rows = results["output", "rows"]
-        varies = self._variance(results, "x") > 1e-6
-        return ((results["output", "at_low"] == rows) & varies).nonzero().flatten()
+        variance = self._variance(results, "x")
+        stuck = (results["output", "at_low"] == rows) & (variance > 1e-6)
+        return stuck.nonzero().flatten()[: None if variance[stuck].sum() >= 0.01 * variance.sum() else 0]
 
     def _variance(self, results: Mapping[Key, Tensor], name: str) -> Tensor:
         rows = results["output", "rows"].double()
@@ -264,6 +270,7 @@ class OutputMonitor(Monitor):
             "x_hat_mean": float(x_hat_mean.mean()),
             "contrast": float(x_hat_mean.std(correction=0) / x_mean.std(correction=0).clamp(min=1e-12)),
             "outside": float(results.get(("output", "outside"), torch.tensor(0))) / numbers,
+            "far": float(results.get(("output", "far"), torch.tensor(0))) / numbers,
             "nonfinite_data": float(results["output", "nonfinite_data"]) / numbers,
         }
         if total > 0:

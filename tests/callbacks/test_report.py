@@ -517,3 +517,24 @@ class TestHealthyModels:
                 Network(), [torch.rand(examples, 4)], functional.mse_loss, latent={"indices": "choose", "num_codes": 32}
             )
             assert ("codebook_usage" in measures(report)) is expected
+
+    def test_a_module_in_the_middle_is_no_reconstruction(self):
+        x = torch.rand(64, 6)
+        network = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 3))
+        assert "fvu" not in ae.diagnose(network, [x], lambda y, x: y.square().mean()).output
+
+    def test_rare_ones_are_no_corner_and_a_corner_is(self):
+        network = nn.Sequential(nn.Linear(50, 50), nn.Sigmoid())
+        rare = torch.zeros(200, 50)
+        rare[::50, 0] = 1.0
+        assert "range" not in measures(ae.diagnose(network, [rare], functional.mse_loss))
+        assert "range" in measures(ae.diagnose(network, [0.4 + 0.02 * torch.rand(200, 50)], functional.mse_loss))
+
+    @pytest.mark.parametrize(("size", "expected"), [(0.01, False), (1.0, True)])
+    def test_an_output_that_is_off_where_the_data_hardly_vary_is_fine(self, size, expected):
+        network = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+        with torch.no_grad():
+            network[0].weight.copy_(torch.eye(4))
+            network[0].bias.copy_(torch.tensor([0.0, 0.0, 0.0, -10.0]))
+        x = torch.rand(200, 4) * torch.tensor([1.0, 1.0, 1.0, size])
+        assert ("stuck_outputs" in measures(ae.diagnose(network, [x], functional.mse_loss))) is expected

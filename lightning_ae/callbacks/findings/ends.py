@@ -37,7 +37,7 @@ def data(e: Evidence) -> Iterator[Finding]:
             f"Scale the data to {within}{how}, or use an output without bounds: SquaredError() or GaussianNLL().",
         )
     spread, reach = e.out.get("x_std", 0.0), high - low
-    if math.isfinite(reach) and outside <= 0.001 and 0 < 6 * spread < 0.1 * reach:
+    if math.isfinite(reach) and outside <= 0.001 and 0 < 6 * spread < 0.1 * reach and e.out["far"] < 1e-5:
         yield Finding(
             "warning",
             "data",

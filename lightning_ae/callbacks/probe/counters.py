@@ -57,14 +57,7 @@ class Counters:
             fresh = self._current[key] = torch.zeros(tuple(shape), dtype=_on(dtype, device), device=device)
         return fresh
 
-    def add(
-        self,
-        site: str,
-        field: str,
-        value: Tensor | int,
-        dtype: torch.dtype = torch.int64,
-        device: torch.device | None = None,
-    ) -> None:
+    def add(self, site: str, field: str, value: Tensor | int, dtype: torch.dtype = torch.int64) -> None:
         """Add a tensor, or a whole number; no synchronisation in either case."""
         key = (site, field)
         if not isinstance(value, Tensor):

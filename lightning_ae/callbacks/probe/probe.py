@@ -14,6 +14,7 @@ from lightning_ae.callbacks.probe.counters import Key, reduce_and_read
 from lightning_ae.callbacks.probe.histograms import log_histogram
 from lightning_ae.callbacks.probe.monitor import Monitor, SiteInfo, first_tensor
 from lightning_ae.callbacks.probe.opened import OpenWatch
+from lightning_ae.callbacks.probe.site import clean_name
 from lightning_ae.callbacks.probe.watch import Watch
 from lightning_ae.models import Autoencoder
 
@@ -164,8 +165,10 @@ class Probe:
         self.log(trainer, agree=True)
         if self._sampled:
             self._read(trainer, agree=True)
+            parts = {clean_name(name) for name, _ in module.named_modules()}
             for monitor in self.monitors:
-                if monitor.include is not None and not monitor.sites:
+                # a part without activations is no mistake
+                if monitor.include is not None and not monitor.sites and not parts & set(monitor.include):
                     there = [site.name for site in self.watch.sites.values()]
                     rank_zero_warn(
                         f"include: {type(monitor).__name__} saw no activation in {list(monitor.include)}, only {there}."
