@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import lightning as L
@@ -12,8 +11,14 @@ from torch import Tensor, nn
 
 from lightning_ae.callbacks.layer_steps import LayerSteps, norms_of
 from lightning_ae.callbacks.probe import Event, Monitor, Site
-from lightning_ae.callbacks.probe.counters import Key
 from lightning_ae.callbacks.probe.monitor import MaskFunction, first_tensor
+from lightning_ae.callbacks.saturation_summary import (
+    output_figures,
+    per_layer,
+    saturated_fraction,
+    summary,
+    transmission,
+)
 from lightning_ae.losses.base import full_precision
 from lightning_ae.models import Autoencoder
 
@@ -104,6 +109,7 @@ class GradientSaturationMonitor(Monitor):
         #: of each call of the output: what it gave, the gradient before it, and what to multiply that with
         self._pairs: list[tuple[Tensor, Tensor, Tensor | float]] = []
         self._outputs: list[Tensor] = []
+        self._logits: list[Tensor] = []
         self._norms: list[tuple[str, Tensor]] = []
         self._output_grads: list[tuple[Tensor, Tensor | float]] = []
         self._is_activation = False
@@ -191,9 +197,16 @@ class GradientSaturationMonitor(Monitor):
             self._output_seen = True
             output.register_hook(_Keep(self, output.detach()))  # type: ignore[no-untyped-call]
 
+    def on_loss(self, name: str, prediction: Tensor, target: Tensor, site: Site | None) -> None:
+        """Learn that the output is read as logits."""
+        if name == "bce_with_logits":
+            self._logits.append(prediction.detach())
+
     def on_batch(self, trainer: L.Trainer | None, module: nn.Module, outputs: Any, batch: Any) -> None:
         """Compare the gradient at the output with the error there; measure the update of the step."""
-        pairs, from_activation = list(self._pairs), self._is_activation
+        pairs, from_activation, logits = list(self._pairs), self._is_activation, self._logits
+        if not isinstance(module, Autoencoder):  # whose loss knows
+            pairs = [(v.sigmoid() if any(_same(v, a) for a in logits) else v, g, scale) for v, g, scale in pairs]
         if from_activation:
             self._output_seen = True
             if len(self._outputs) == len(self._output_grads):  # gradients come in the opposite order
@@ -272,82 +285,31 @@ class GradientSaturationMonitor(Monitor):
 
     def saturated_fraction(self) -> dict[str, float]:
         """Share of elements whose slope is below ``eps``, by site."""
-        return self._saturated(self.results())
+        return saturated_fraction(self.results())
 
     def transmission(self) -> dict[str, float]:
         """Norm of the gradient after (towards the input) over before each activation, by site."""
-        return self.transmission_of(self.results())
+        return transmission(self.results())
 
     def gradient_norm(self) -> dict[str, float]:
         """Root mean square over steps of the norm of a layer's gradient before clipping, by layer."""
-        return self._per_layer(self.results(), "grad", "grad_steps")
+        return per_layer(self.results(), self.layers, "grad", "grad_steps")
 
     def update_ratio(self) -> dict[str, float]:
         """Norm of a step's update over that of the weights before it, by layer; layers of zeros have none."""
-        return self._per_layer(self.results(), "update", "weight")
+        return per_layer(self.results(), self.layers, "update", "weight")
 
     def output_ratio(self) -> float:
         """Mean gradient at the decoder's output over the mean error there; NaN if the output is not known."""
-        return self._output(self.results())[0]
+        return output_figures(self.results())[0]
 
     def starved_fraction(self) -> float:
         """Share of the outputs that are wrong by more than 0.01 and get a gradient of less than 1 % of their error."""
-        return self._output(self.results())[1]
-
-    # -- reading ----------------------------------------------------------------------------------------------
-
-    def _saturated(self, results: Mapping[Key, Tensor]) -> dict[str, float]:
-        return {
-            site: int(results[site, "saturated"]) / int(count)
-            for (site, field), count in results.items()
-            if field == "elements" and int(count) > 0
-        }
-
-    def transmission_of(self, results: Mapping[Key, Tensor]) -> dict[str, float]:
-        """:meth:`transmission`, from these sums."""
-        return {
-            # a difference of sums may fall below 0 by rounding
-            site: math.sqrt(max(0.0, float(squares[0])) / float(squares[1]))
-            for (site, field), squares in results.items()
-            if field == "gradients" and float(squares[1]) > 0
-        }
-
-    def _per_layer(self, results: Mapping[Key, Tensor], above: str, below: str) -> dict[str, float]:
-        if ("layers", above) not in results:
-            return {}
-        ratios = (results["layers", above] / results["layers", below]).sqrt().tolist()
-        return {layer: ratio for layer, ratio in zip(self.layers, ratios, strict=True) if math.isfinite(ratio)}
-
-    def _output(self, results: Mapping[Key, Tensor]) -> tuple[float, float]:
-        slopes, errors = results.get(("output", "sums"), torch.zeros(2)).tolist()
-        if errors == 0:
-            return math.nan, math.nan
-        wrong = int(results["output", "wrong"])
-        return slopes / errors, int(results["output", "starved"]) / wrong if wrong else 0.0
+        return output_figures(self.results())[1]
 
     def scalars(self) -> dict[str, float]:
         """Summary, and figures by site and layer."""
-        results = self._now
-        saturated, transmission = self._saturated(results), self.transmission_of(results)
-        norms, updates = self._per_layer(results, "grad", "grad_steps"), self._per_layer(results, "update", "weight")
-        ratio, starved = self._output(results)
-        values = {"output_ratio": ratio, "starved_fraction": starved}
-        if saturated:
-            elements = {site: int(results[site, "elements"]) for site in saturated}
-            flat = sum(saturated[site] * elements[site] for site in saturated)
-            values["saturated_fraction"] = flat / sum(elements.values())
-        if transmission:
-            values["lowest_transmission"] = min(transmission.values())
-        if norms:
-            values["gradient_norm"] = math.sqrt(sum(norm**2 for norm in norms.values()))
-        for what, found in {
-            "saturated_fraction": saturated,
-            "transmission": transmission,
-            "gradient_norm": norms,
-            "update_ratio": updates,
-        }.items():
-            values.update({f"{place}/{what}": value for place, value in found.items()})
-        return values
+        return summary(self._now, self.layers)
 
 
 class _Keep:
@@ -360,3 +322,8 @@ class _Keep:
         # not if the graph has outlived its batch
         if not torch.is_grad_enabled() and self._pairs is self._monitor._pairs:
             self._pairs.append((self._output, grad, self._monitor._unscale()))
+
+
+def _same(tensor: Tensor, other: Tensor) -> bool:
+    # the same numbers, perhaps in another shape
+    return tensor.data_ptr() == other.data_ptr() and tensor.numel() == other.numel()

@@ -9,9 +9,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lightning_ae.callbacks.probe.counters import Counters
 from lightning_ae.callbacks.probe.site import clean_name
-from lightning_ae.metrics.sparsity import widen
+from lightning_ae.metrics.sparsity import sparseness, widen
 
+#: Elements of a batch from which the measures that sort or compare a whole code are taken.
+SHAPE_ELEMENTS = 2**16
+#: Widest code whose covariance is kept.
+WIDEST_COVARIANCE = 256
 PARTS = ("z", "mean", "log_variance", "kl", "indices", "num_codes")
 Latent = str | Mapping[str, str | int] | Callable[[Any, Any], Any]
 
@@ -105,3 +110,34 @@ def _spread(mask: Tensor, shape: torch.Size) -> Tensor:
 def describe(z: Any) -> str:
     """What was given, for messages."""
     return f"{z.dtype} {tuple(z.shape)}" if isinstance(z, Tensor) else type(z).__name__
+
+
+def add_rows(counters: Counters, rows: Rows, eps: float) -> None:
+    """Add up what the figures of a latent are made of."""
+    add, z = counters.add, rows.values
+    add("latent", "rows", rows.number)
+    add("latent", "nonfinite", rows.nonfinite)
+    magnitude = z.abs()
+    add("latent", "fired", (magnitude > eps).sum(0))
+    wide = widest(z)
+    add("z", "abs", magnitude.sum(0, dtype=wide.dtype), torch.float64)
+    total = wide.sum(0)
+    add("z", "sum", total, torch.float64)
+    # over the rows of this batch: a constant that moves while training is a constant
+    off = torch.where(rows.counts[:, None], wide - total / rows.number.clamp(min=1), 0.0)
+    add("z", "within", off.square().sum(0), torch.float64)
+    if z.shape[1] <= WIDEST_COVARIANCE:
+        add("z", "cross", wide.t() @ wide, torch.float64)  # float64: the covariance is a difference
+    else:
+        add("z", "square", wide.square().sum(0), torch.float64)
+    if z.shape[1] > 1:
+        head = magnitude[: max(1, SHAPE_ELEMENTS // z.shape[1])]
+        sums = sparseness(head).nan_to_num(0.0, 0.0, 0.0).sum(1, dtype=wide.dtype)
+        for name, value in zip(("hoyer", "gini", "population_sparsity"), sums.unbind(), strict=True):
+            add("latent", name, value, torch.float64)
+        add("latent", "shaped", head.ne(0).any(1).sum())
+
+
+def widest(z: Tensor) -> Tensor:
+    """In float64, where the device has it."""
+    return z if z.device.type == "mps" else z.double()

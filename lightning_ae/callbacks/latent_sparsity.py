@@ -10,22 +10,16 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from lightning_ae.callbacks.latent_rows import PARTS, Latent, Rows, describe, module_names, rows_of
+from lightning_ae.callbacks.latent_rows import PARTS, Latent, add_rows, describe, module_names, rows_of, widest
 from lightning_ae.callbacks.latent_summary import covariance, square, summary, unread
 from lightning_ae.callbacks.probe import Monitor
 from lightning_ae.callbacks.probe.counters import Key
 from lightning_ae.callbacks.probe.monitor import MaskFunction
 from lightning_ae.callbacks.probe.site import clean_name
 from lightning_ae.metrics.latents import kl_per_dimension
-from lightning_ae.metrics.sparsity import sparseness
 from lightning_ae.models import Autoencoder
 
-__all__ = ["SHAPE_ELEMENTS", "WIDEST_COVARIANCE", "Latent", "LatentSparsityMonitor"]
-
-#: Elements of a batch from which the measures that sort or compare a whole code are taken.
-SHAPE_ELEMENTS = 2**16
-#: Widest code whose covariance is kept.
-WIDEST_COVARIANCE = 256
+__all__ = ["Latent", "LatentSparsityMonitor"]
 
 
 class LatentSparsityMonitor(Monitor):
@@ -216,7 +210,7 @@ class LatentSparsityMonitor(Monitor):
             self._add_kl(kl.values.sum(0), kl.number)
         elif mean is not None and log_variance is not None:
             both = (mean.counts & log_variance.counts)[:, None]
-            given = (torch.where(both, _wide(rows.values), 0.0) for rows in (mean, log_variance))
+            given = (torch.where(both, widest(rows.values), 0.0) for rows in (mean, log_variance))
             # at zeros the divergence is zero too
             self._add_kl(kl_per_dimension(*given) * len(both), both.sum())
         if parts.get("indices") is not None:
@@ -225,10 +219,10 @@ class LatentSparsityMonitor(Monitor):
         if parts.get(name) is None:
             return
         rows = rows_of(name, parts[name], axis, mask)
-        self._add_rows(rows)
+        add_rows(self.counters, rows, self.eps)
         if mean is not None:
             self.counters.add("mean", "rows", mean.number)
-            wide = _wide(mean.values)
+            wide = widest(mean.values)
             self.counters.add("mean", "sum", wide.sum(0), torch.float64)
             self.counters.add("mean", "square", wide.square().sum(0), torch.float64)
         for grad in read:
@@ -238,30 +232,6 @@ class LatentSparsityMonitor(Monitor):
         automatic = trainer is not None and trainer.lightning_module.automatic_optimization and outputs is not None
         if listened and not read and automatic:
             self._add_read(torch.zeros(rows.values.shape[1], device=rows.values.device))
-
-    def _add_rows(self, rows: Rows) -> None:
-        add, z = self.counters.add, rows.values
-        add("latent", "rows", rows.number)
-        add("latent", "nonfinite", rows.nonfinite)
-        magnitude = z.abs()
-        add("latent", "fired", (magnitude > self.eps).sum(0))
-        wide = _wide(z)
-        add("z", "abs", magnitude.sum(0, dtype=wide.dtype), torch.float64)
-        total = wide.sum(0)
-        add("z", "sum", total, torch.float64)
-        # over the rows of this batch: a constant that moves while training is a constant
-        off = torch.where(rows.counts[:, None], wide - total / rows.number.clamp(min=1), 0.0)
-        add("z", "within", off.square().sum(0), torch.float64)
-        if z.shape[1] <= WIDEST_COVARIANCE:
-            add("z", "cross", wide.t() @ wide, torch.float64)  # float64: the covariance is a difference
-        else:
-            add("z", "square", wide.square().sum(0), torch.float64)
-        if z.shape[1] > 1:
-            head = magnitude[: max(1, SHAPE_ELEMENTS // z.shape[1])]
-            sums = sparseness(head).nan_to_num(0.0, 0.0, 0.0).sum(1, dtype=wide.dtype)
-            for name, total in zip(("hoyer", "gini", "population_sparsity"), sums.unbind(), strict=True):
-                add("latent", name, total, torch.float64)
-            add("latent", "shaped", head.ne(0).any(1).sum())
 
     def _add_read(self, asked: Tensor) -> None:
         # a step that AMP skips must not spoil the sum
@@ -354,7 +324,3 @@ class _Keep:
         # not if the graph has outlived its batch
         if not torch.is_grad_enabled() and self._read is self._monitor._read:
             self._read.append(grad)
-
-
-def _wide(z: Tensor) -> Tensor:
-    return z if z.device.type == "mps" else z.double()

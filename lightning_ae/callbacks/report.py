@@ -19,6 +19,7 @@ from lightning_ae.callbacks.gradient_saturation import GradientSaturationMonitor
 from lightning_ae.callbacks.latent_sparsity import Latent, LatentSparsityMonitor
 from lightning_ae.callbacks.output_monitor import Moment, OutputMonitor
 from lightning_ae.callbacks.probe import Monitor
+from lightning_ae.callbacks.saturation_summary import transmission
 from lightning_ae.models import Autoencoder
 
 
@@ -255,7 +256,7 @@ class DiagnosticsReport(L.Callback):
         now = getattr(saturation, "_now", None)
         if now is not None and now is not self._seen:
             self._seen = now
-            self._over_time[trainer.global_step] = saturation.transmission_of(saturation.interval())
+            self._over_time[trainer.global_step] = transmission(saturation.interval())
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Pass on."""

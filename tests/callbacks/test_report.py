@@ -375,7 +375,9 @@ class TestWhatAUserMet:
         def loss(a, batch):
             return functional.binary_cross_entropy_with_logits(a, batch.flatten(1))
 
-        found, named = (ae.diagnose(network, [x], loss, output=output).output["fvu"] for output in (None, "3"))
+        found, named = (ae.diagnose(network, [x], loss, output=output).output for output in (None, "3"))
+        assert named["output_ratio"] == pytest.approx(1.0, rel=1e-4)
+        found, named = found["fvu"], named["fvu"]
         x_hat = network(x).sigmoid().detach()
         expected = (x_hat - x.flatten(1)).square().sum() / (x - x.mean(0)).square().sum()
         assert named == found == pytest.approx(float(expected), rel=1e-4)
