@@ -56,6 +56,22 @@ def test_the_weight_of_a_batch_stays_until_the_next():
     assert float(code.weights()["l1"]) == pytest.approx(by_hand([6], 2, 0.5)[0])
 
 
+def test_compiled_code_leaves_the_weight_alone_until_step_is_called():
+    # in a graph that changes the weight, torch 2.14 takes the changed one for the gradient
+    torch._dynamo.reset()
+    model = SparseAutoencoder(LinearEncoder(8, 6), LinearDecoder(6, 8), L1Code(0.5, "relu", target_l0=2))
+
+    def loss(x):
+        return model.objective(model.terms(x, model(x))).mean()
+
+    compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
+    for _ in range(2):
+        compiled(torch.randn(16, 8))
+    assert float(model.code.weights()["l1"]) == 0.5
+    model.code.controller.step()
+    assert float(model.code.weights()["l1"]) != 0.5
+
+
 def test_ranks_go_by_the_mean_of_theirs():
     code = L1Code(0.5, "relu", target_l0=2).train()
     code(torch.ones(4, 6))  # six of this rank's, and the other has two

@@ -7,6 +7,7 @@ from sklearn.decomposition import sparse_encode as sklearn_sparse_encode
 from torch.nn import functional
 
 from lightning_ae import soft_threshold, sparse_encode
+from lightning_ae.networks.fista import _gap
 
 
 def problem(count=40, features=16, atoms=48, dtype=torch.float64):
@@ -54,6 +55,20 @@ def test_single_precision_reaches_its_tolerance_and_half_is_widened():
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(sparse_encode(x.float(), dictionary.float(), 0.5), single)
     assert sparse_encode(x.bfloat16(), dictionary.bfloat16(), 0.5).dtype == torch.float32
+
+
+@pytest.mark.parametrize("positive", [False, True])
+def test_the_gap_bounds_the_distance_from_the_minimum_and_closes(positive):
+    x, dictionary = problem()
+    best = sparse_encode(x, dictionary, 0.5, positive=positive, max_steps=20_000, tolerance=1e-13)
+
+    def objective(z):
+        return (x - z @ dictionary.T).square().sum(1) + 0.5 * z.abs().sum(1)
+
+    assert (_gap(x, dictionary, best, 0.5, positive).abs() < 1e-11 * x.square().sum(1)).all()
+    for steps in (0, 3, 10):
+        z = sparse_encode(x, dictionary, 0.5, positive=positive, max_steps=steps)
+        assert (_gap(x, dictionary, z, 0.5, positive) >= objective(z) - objective(best) - 1e-10).all()
 
 
 def test_above_the_largest_correlation_all_is_zero_and_at_no_weight_the_residual_is():
