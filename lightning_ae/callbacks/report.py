@@ -184,7 +184,6 @@ class DiagnosticsReport(L.Callback):
         self._all: dict[type, Monitor] = {}
         self._over_time: dict[int, dict[str, float]] = {}
         self._seen: Any = None
-        self._stashed: list[dict[str, Any]] = []
 
     @property
     def findings(self) -> list[Finding]:
@@ -205,10 +204,10 @@ class DiagnosticsReport(L.Callback):
         if self.latent is not None or isinstance(pl_module, Autoencoder):
             kinds[LatentSparsityMonitor] = lambda: LatentSparsityMonitor(self.latent, self.every_n_steps)
         there: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-        given = {kind: next((c for c in there if type(c) is kind), None) for kind in kinds}
+        given = {kind: next((c for c in there if isinstance(c, kind)), None) for kind in kinds}
         self._own = [self._own[0], *(make() for kind, make in kinds.items() if given[kind] is None)]
-        everything: list[Any] = [*self._own, *given.values()]
-        self._all = {type(monitor): monitor for monitor in everything if monitor is not None}
+        self._all = {type(monitor): monitor for monitor in self._own}
+        self._all |= {kind: monitor for kind, monitor in given.items() if monitor is not None}
         for monitor in self._own:
             monitor.setup(trainer, pl_module, stage)
 

@@ -122,7 +122,8 @@ def vanishing(e: Evidence) -> Iterator[Finding]:
     largest = max(norms, key=lambda layer: norms[layer])
     weakest = min(norms, key=lambda layer: norms[layer])
     ratio = norms[weakest] / norms[largest]
-    if ratio < 1e-3 and e.output.shrinkage <= 3e-3:
+    order = list(norms)
+    if ratio < 1e-3 and order.index(weakest) < order.index(largest) and e.output.shrinkage <= 3e-3:
         first = min(closing, key=lambda site: closing[site])
         yield Finding(
             "error" if ratio < 1e-4 else "warning",

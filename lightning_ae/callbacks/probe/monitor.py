@@ -39,7 +39,8 @@ class Monitor(L.Callback):
 
     Args:
         every_n_steps: look at every so many optimizer steps (batches, with manual optimization).
-        horizon: verdicts rest on the last samples looked at, between this many and twice as many.
+        horizon: verdicts rest on the last samples looked at: from this many to twice as many, and what comes until the
+            next log.
         include: names of modules; only sites with these names or inside these modules count. None for all. Of several
             monitors of one kind the later ones log under ``dead_relu#1/…`` and so on.
         unit_dim: the axis of the units of a site, by its name or that of a module around it, or for all sites. Found
