@@ -204,7 +204,7 @@ class DiagnosticsReport(L.Callback):
         if self.latent is not None or isinstance(pl_module, Autoencoder):
             kinds[LatentSparsityMonitor] = lambda: LatentSparsityMonitor(self.latent, self.every_n_steps)
         there: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-        given = {kind: next((c for c in there if isinstance(c, kind)), None) for kind in kinds}
+        given: dict[type, Any] = {kind: next((c for c in there if isinstance(c, kind)), None) for kind in kinds}
         self._own = [self._own[0], *(make() for kind, make in kinds.items() if given[kind] is None)]
         self._all = {type(monitor): monitor for monitor in self._own}
         self._all |= {kind: monitor for kind, monitor in given.items() if monitor is not None}
