@@ -80,6 +80,15 @@ class GatedCode(PricedCode):
         """The weight of the charge now, and 1 for the auxiliary reconstruction."""
         return {**super().weights(), "gate": 1.0}
 
+    def per_latent(self) -> list[nn.Parameter]:
+        """Gain and bias."""
+        return [self.log_gain, self.bias]
+
+    @torch.no_grad()
+    def rescale(self, factor: Tensor) -> None:
+        """The bias times ``factor``."""
+        self.bias.mul_(factor)
+
     def __getstate__(self) -> dict[str, Any]:
         # tensors with a graph can be neither copied nor pickled
         return {**self.__dict__, "_gates": None}

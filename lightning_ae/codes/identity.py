@@ -53,6 +53,21 @@ class Code(Rebuildable, nn.Module, ABC):
         """
         return {}
 
+    def per_latent(self) -> list[nn.Parameter]:
+        """Parameters ``(D,)`` with a number for each latent that is 0 at the start, and again when it starts anew."""
+        return []
+
+    def rescale(self, factor: Tensor) -> None:
+        """Turn ``code(h)`` into ``factor * code(h / factor)``, in place.
+
+        Args:
+            factor: a positive number, without dimensions.
+
+        Raises:
+            ValueError: if the code has no such form.
+        """
+        raise ValueError(f"code: expected one that can be scaled, got {type(self).__name__}, which cannot.")
+
     def on_train_batch_start(self, reduce: Callable[[Tensor], Tensor]) -> None:
         """Called before each training batch, outside of what is compiled.
 
@@ -84,3 +99,6 @@ class Identity(Code):
     def forward(self, h: Tensor) -> CodeOutput:
         """Pass ``h`` on."""
         return CodeOutput(h, {})
+
+    def rescale(self, factor: Tensor) -> None:
+        """Nothing to do."""

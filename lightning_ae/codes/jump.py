@@ -123,6 +123,14 @@ class JumpReLUCode(PricedCode):
             raise ValueError(f"threshold: expected {tuple(self.log_scale.shape)} positive numbers, got {got}.")
         self.log_scale.copy_((threshold / self.init_threshold).log() / GAIN)
 
+    def per_latent(self) -> list[nn.Parameter]:
+        """The parameter behind the thresholds."""
+        return [self.log_scale]
+
+    def rescale(self, factor: Tensor) -> None:
+        """Thresholds times ``factor``."""
+        self.set_threshold(self.threshold.detach() * factor)
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> JumpReLUCode:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.log_scale.data = self.log_scale.data.to(torch.promote_types(self.log_scale.dtype, torch.float32))

@@ -92,6 +92,9 @@ class L1Code(PricedCode):
         """The L1 norm of each example."""
         return norm1(z)
 
+    def rescale(self, factor: Tensor) -> None:
+        """Nothing to do."""
+
 
 class SoftThresholdCode(PricedCode):
     r"""Signed, with exact zeros: :math:`z = \operatorname{sgn}(h)\max(0, |h| - t)`, charged :math:`\lambda\|z\|_1`.
@@ -155,6 +158,18 @@ class SoftThresholdCode(PricedCode):
     def charge(self, h: Tensor, z: Tensor) -> Tensor:
         """The L1 norm of each example."""
         return norm1(z)
+
+    def per_latent(self) -> list[nn.Parameter]:
+        """The parameter behind learned thresholds."""
+        return [] if self.log_scale is None else [self.log_scale]
+
+    @torch.no_grad()
+    def rescale(self, factor: Tensor) -> None:
+        """Learned thresholds times ``factor``; a ``ValueError`` for a fixed one, which checkpoints do not hold."""
+        if self.log_scale is None:
+            super().rescale(factor)
+        else:
+            self.log_scale.add_(factor.log())
 
 
 class KLSparsityCode(KeepsAttributes, Code):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -158,6 +159,12 @@ class BatchTopKCode(SelectingCode):
         own = values.topk(self.k, dim=1).values[:, -1:] if h.shape[0] else values[:, :1]
         floor = torch.where(self.threshold < 0, own, self.threshold.to(values))
         return torch.where(values >= floor, values, torch.zeros_like(values)), indices
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> BatchTopKCode:
+        # a model made bfloat16 would round each step of the threshold away
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.threshold.data = self.threshold.data.to(torch.promote_types(self.threshold.dtype, torch.float32))
+        return self
 
     @torch.no_grad()
     def _learn(self, kept: Tensor) -> None:

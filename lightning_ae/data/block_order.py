@@ -15,15 +15,15 @@ from lightning_ae.data.order import EpochOrder
 class BlockOrder(EpochOrder):
     r"""Like :class:`EpochOrder`, but shuffled in two stages, so that a pass reads the disk in long stretches.
 
-    The examples lie in blocks of neighbours. Each epoch the blocks are permuted and cut into *pools* of at least
-    ``pool_size`` examples; a pool's examples are permuted among themselves, and the pools come one after the other.
-    Every example comes once. The order within an epoch is computed pool by pool: memory holds one number for each
-    block and not for each example.
+    The examples lie in blocks of neighbours. Each epoch the blocks are permuted and cut into *pools* of about
+    ``pool_size`` examples, as whole blocks allow; a pool's examples are permuted among themselves, and the pools come
+    one after the other. Every example comes once. The order within an epoch is computed pool by pool: memory holds one
+    number for each block and not for each example.
 
     Args:
         blocks: examples in each block, in the order of the data.
         batch_size: examples in a batch of one rank.
-        pool_size: examples permuted among themselves, at least; the larger, the nearer to a full shuffle.
+        pool_size: examples permuted among themselves, give or take a block; the larger, the nearer to a full shuffle.
         shuffle: draw a new order each epoch.
         even: give each rank equally many examples, repeating a few if need be.
         drop_last: leave out the last, smaller batch.

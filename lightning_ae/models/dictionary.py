@@ -152,7 +152,8 @@ class DictionaryAutoencoder(Autoencoder):
     def _score_frozen(self, z: Tensor, x: Tensor) -> Tensor:
         atoms = self.decoder.atoms.detach()
         if not self.unit_norm:
-            z = z / torch.linalg.vector_norm(atoms, dim=1).clamp_min(torch.finfo(atoms.dtype).tiny)
+            # not detached: z has the norms as a factor, whose gradient this takes back
+            z = z / torch.linalg.vector_norm(self.decoder.atoms, dim=1).clamp_min(torch.finfo(atoms.dtype).tiny)
         loss: Tensor = self.loss(z @ atoms + self.pre_bias.detach(), x)
         return loss
 
@@ -257,7 +258,9 @@ class DictionaryAutoencoder(Autoencoder):
     def dead_latents(self) -> Tensor:
         """Indices, int64, of the latents that were dead when :meth:`find_dead` last looked."""
         if self._dead is None or self._dead.device != self.dead.device:
-            self._dead = self.dead.nonzero().flatten()
+            # kept for training steps, so no inference tensor even if it was a validation that asked first
+            with torch.inference_mode(False):
+                self._dead = self.dead.nonzero().flatten()
         return self._dead
 
     @torch.no_grad()
@@ -265,7 +268,8 @@ class DictionaryAutoencoder(Autoencoder):
         r"""Give dead latents new atoms :math:`d_i`, and :math:`w_i = \gamma \bar w d_i`, :math:`c_i = 0`.
 
         :math:`\bar w` is the mean norm of the other rows of the encoder, and :math:`\gamma = 1/5` as in Bricken et al.;
-        but 1 for codes that select, where a new latent has to be among the largest. Moments of the optimizers become 0.
+        but 1 for codes that select, where a new latent has to be among the largest. What the code has learned of a
+        latent, such as its threshold, is forgotten, and moments of the optimizers become 0.
 
         Args:
             dead: indices ``(m,)``.
@@ -280,11 +284,14 @@ class DictionaryAutoencoder(Autoencoder):
         encoder.weight.index_copy_(0, dead, directions.to(atoms) * (gain * size))
         encoder.bias.index_fill_(0, dead, 0.0)
         atoms.index_copy_(0, dead, directions.to(atoms))
+        of_code = self.code.per_latent()
+        for parameter in of_code:
+            parameter.index_fill_(0, dead, 0.0)
         self.since_fired.index_fill_(0, dead, 0)
         self.dead.index_fill_(0, dead, False)
         self._forget_dead()
         for optimizer in optimizers:
-            for parameter in (encoder.weight, encoder.bias, atoms):
+            for parameter in (encoder.weight, encoder.bias, atoms, *of_code):
                 for kept in optimizer.state.get(parameter, {}).values():
                     if isinstance(kept, Tensor) and kept.shape == parameter.shape:
                         kept.index_fill_(0, dead.to(kept.device), 0)
@@ -313,8 +320,14 @@ class DictionaryAutoencoder(Autoencoder):
         r"""Move :math:`s` into the weights, for a model that takes data as they are: the function stays the same.
 
         :math:`W \leftarrow sW`, :math:`D \leftarrow D / s`, :math:`b \leftarrow b / s`, :math:`s \leftarrow 1`; latents
-        are what they were. Atoms then have norm :math:`1/s`: for use, not for further training.
+        are what they were. Atoms then have norm :math:`1/s`: for use, not for further training. Without ``unit_norm``
+        the thresholds of the code, which go by the atoms' norms, are divided by :math:`s`, too.
+
+        Raises:
+            ValueError: without ``unit_norm``, if the code cannot do that; nothing is changed then.
         """
+        if not self.unit_norm and not isinstance(self.code, SelectingCode):
+            self.code.rescale(1 / self.input_scale)
         self.encoder.weight.mul_(self.input_scale)
         self.decoder.atoms.div_(self.input_scale)
         self.pre_bias.div_(self.input_scale)

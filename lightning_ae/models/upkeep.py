@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import lightning as L
 import torch
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 
 if TYPE_CHECKING:
     from lightning_ae.models.dictionary import DictionaryAutoencoder
@@ -76,7 +77,7 @@ class DictionaryUpkeep(L.Callback):
     ) -> None:
         """Agree on the counts, which the file's weights share memory with."""
         reduce = _smallest(trainer)
-        if trainer.training and reduce is not None:
+        if reduce is not None and trainer.state.fn == TrainerFn.FITTING:  # also of a validation in between
             pl_module.since_fired.copy_(reduce(pl_module.since_fired))
 
 

@@ -157,3 +157,16 @@ def test_any_autoencoder_takes_them(code, make_trainer, tmp_path):
         assert again.code.threshold > 0
     else:
         assert z.count_nonzero(1).max() <= 2
+
+
+def test_the_threshold_moves_in_a_model_made_bfloat16():
+    code = BatchTopKCode(2, momentum=0.99).to(torch.bfloat16)
+    h = torch.rand(8, 20).bfloat16()
+    code(h)
+    expected = float(code.threshold)
+    for _ in range(20):
+        code(2 * h)
+        expected = 0.99 * expected + 0.01 * 2 * float(h.float().flatten().sort(descending=True).values[15])
+    assert code.threshold.dtype == torch.float32
+    assert code.encode(h).dtype == torch.bfloat16
+    assert float(code.threshold) == pytest.approx(expected, rel=1e-4)

@@ -133,6 +133,84 @@ def test_folding_keeps_the_function_and_needs_no_scale():
     torch.testing.assert_close(model.reconstruct(x), x_hat)
 
 
+@pytest.mark.parametrize(
+    "code", [ae.JumpReLUCode(24, 0.1, init_threshold=0.5), ae.GatedCode(24, 0.1), ae.SoftThresholdCode(0.5, 0.1, 24)]
+)
+def test_folding_keeps_the_function_where_thresholds_go_by_norms(code):
+    model = DictionaryAutoencoder(5, 24, code, unit_norm=False).double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+        model.decoder.atoms.mul_(1.7)
+    model.input_scale.fill_(3.0)
+    x = torch.randn(20, 5, dtype=torch.float64)
+    z, x_hat = model.encode(x), model.reconstruct(x)
+    model.fold_normalization()
+    torch.testing.assert_close(model.encode(x), z)
+    torch.testing.assert_close(model.reconstruct(x), x_hat)
+
+
+def test_folding_refuses_before_it_changes_anything():
+    model = DictionaryAutoencoder(5, 24, ae.KLSparsityCode(0.1, 1.0), unit_norm=False)
+    model.input_scale.fill_(3.0)
+    before = tensors(model)
+    with pytest.raises(ValueError, match="KLSparsityCode"):
+        model.fold_normalization()
+    for name, tensor in tensors(model).items():
+        torch.testing.assert_close(tensor, before[name], rtol=0, atol=0)
+
+
+def test_the_auxiliary_of_gates_leaves_atoms_alone_without_unit_norm():
+    model = DictionaryAutoencoder(5, 24, ae.GatedCode(24, 0.1), unit_norm=False).double()
+    with torch.no_grad():
+        model.decoder.atoms.mul_(1.7)
+    x = torch.randn(20, 5, dtype=torch.float64)
+    gate = model.terms(x, model(x))["gate"]
+    atoms = model.decoder.atoms.detach()
+    h = x @ model.encoder.weight.t() + model.encoder.bias
+    expected = (h.relu() @ atoms - x).square().sum(1)
+    torch.testing.assert_close(gate, expected)
+    to_atoms, to_weight = torch.autograd.grad(gate.sum(), (model.decoder.atoms, model.encoder.weight))
+    assert to_atoms.abs().max() < 1e-10
+    torch.testing.assert_close(to_weight, torch.autograd.grad(expected.sum(), model.encoder.weight)[0])
+
+
+def test_dead_latents_train_after_inference_mode_asked_for_them():
+    model = DictionaryAutoencoder(5, 24, TopKCode(3))
+    model.dead[:6] = True
+    x = torch.randn(20, 5)
+    with torch.inference_mode():
+        model.terms(x, model(x))
+    model.terms(x, model(x))["auxiliary"].mean().backward()
+    assert (model.encoder.weight.grad[:6] != 0).any(1).all()
+
+
+@pytest.mark.parametrize("code", [ae.JumpReLUCode(24, 0.1), ae.GatedCode(24, 0.1)])
+def test_latents_that_start_anew_forget_the_threshold_that_killed_them(code):
+    model = DictionaryAutoencoder(5, 24, code, dead_after=1)
+    with torch.no_grad():
+        if isinstance(code, ae.JumpReLUCode):
+            code.set_threshold(torch.cat([torch.full((6,), 100.0), torch.full((18,), 0.2)]))
+        else:
+            code.bias[:6] = -100.0
+    x = torch.randn(200, 5)
+    model.count(model(x).z)
+    dead = model.find_dead()
+    assert dead.tolist() == list(range(6))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
+    output = model(x)
+    model.objective(model.terms(x, output)).mean().backward()
+    optimizer.step()
+    for parameter in code.parameters():
+        optimizer.state[parameter]["exp_avg"].fill_(1.0)
+    model.start_anew(dead, model.resample(x, output.params, 6), [optimizer])
+    assert (model.encode(x) != 0).any(0).all()
+    for parameter in code.parameters():
+        assert optimizer.state[parameter]["exp_avg"].tolist() == [0.0] * 6 + [1.0] * 18
+    if isinstance(code, ae.JumpReLUCode):
+        torch.testing.assert_close(code.threshold[6:], torch.full((18,), 0.2))
+
+
 def test_the_projected_gradient_is_orthogonal_to_the_atoms_and_steps_keep_norm_1(make_trainer):
     model = randomise(DictionaryAutoencoder(5, 24, TopKCode(3)))
     x = torch.randn(40, 5)
@@ -226,12 +304,16 @@ class Ranks(L.Callback):
             torch.save((*own, dict(pl_module.named_parameters())), f"{self.path}/{trainer.global_rank}.pt")
             trainer.save_checkpoint(f"{self.path}/m.ckpt")
 
+    def on_validation_end(self, trainer, pl_module):
+        if not trainer.sanity_checking:
+            trainer.save_checkpoint(f"{self.path}/validated.ckpt")
+
 
 class ByRank(DictionaryAutoencoder):
     """Rank 0 sees the first direction only, rank 1 the second."""
 
     def get_input(self, batch):
-        return torch.eye(4)[self.global_rank].expand(len(batch), 4)
+        return torch.eye(4)[self.global_rank].repeat(len(batch), 1)
 
 
 def test_what_fires_on_one_of_two_ranks_is_not_dead(make_trainer, tmp_path):
@@ -246,14 +328,17 @@ def test_what_fires_on_one_of_two_ranks_is_not_dead(make_trainer, tmp_path):
     )
     # after ours: the last callback of the Trainer
     model.configure_callbacks = lambda: [*ByRank.configure_callbacks(model), Ranks(tmp_path)]
-    trainer.fit(model, torch.utils.data.DataLoader(torch.zeros(8 * (LOOK_EVERY + 5), 4), batch_size=4))
+    loader = torch.utils.data.DataLoader(torch.zeros(8 * (LOOK_EVERY + 7), 4), batch_size=4)
+    trainer.fit(model, loader, torch.utils.data.DataLoader(torch.zeros(8, 4), batch_size=4))
     counts, dead, scale, weights = zip(*(torch.load(tmp_path / f"{r}.pt") for r in (0, 1)), strict=True)
     for rank in (0, 1):
         assert dead[rank].tolist() == [2, 3]
         # five batches of eight, of both ranks, since they agreed
         assert counts[rank].tolist() == [[0, 40, 440, 440], [40, 0, 440, 440]][rank]
-    saved = torch.load(tmp_path / "m.ckpt", weights_only=True)["state_dict"]["since_fired"]
-    assert saved.tolist() == [0, 0, 440, 440]
+    # two batches later, as a ModelCheckpoint with a monitored metric writes it
+    for name, count in (("m.ckpt", 440), ("validated.ckpt", 456)):
+        saved = torch.load(tmp_path / name, weights_only=True)["state_dict"]["since_fired"]
+        assert saved.tolist() == [0, 0, count, count]
     assert torch.equal(scale[0], scale[1])
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
