@@ -118,7 +118,8 @@ class Recorder(L.Callback):
             self._eval_metrics[loader] = model.configure_metrics(x).to(model.device)
         self._eval_means[loader].update(outputs["terms"], x.shape[0])
         prediction = model.loss.prediction(outputs["output"].params, x)
-        self._eval_metrics[loader].update(full_precision(prediction), full_precision(x))
+        # torchmetrics takes views: channels_last or transposed data have none
+        self._eval_metrics[loader].update(full_precision(prediction).contiguous(), full_precision(x).contiguous())
 
     def _finish(self, trainer: L.Trainer, model: L.LightningModule, stage: str) -> None:
         for loader, means in self._eval_means.items():

@@ -14,6 +14,12 @@ from lightning_ae.codes import BatchTopKCode, Code, GatedCode, JumpReLUCode, L1C
 from lightning_ae.models.dictionary import DictionaryAutoencoder
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
+_WEIGHTS = {
+    "standard": ("b_enc",),
+    "topk": ("b_enc",),
+    "jumprelu": ("b_enc", "threshold"),
+    "gated": ("b_gate", "r_mag", "b_mag"),
+}
 
 
 @torch.no_grad()
@@ -123,8 +129,8 @@ def load_saelens(path: str | Path) -> DictionaryAutoencoder:
 
     Raises:
         FileNotFoundError: if a file is missing.
-        ValueError: if the architecture is another one, or activations have to be normalised in a way that is not
-            folded into the weights.
+        ValueError: if the architecture is another one, activations have to be normalised in a way that is not
+            folded into the weights, or there are weights or settings that the model here would leave out.
         ModuleNotFoundError: if safetensors is not installed (``pip install "lightning-ae[activations]"``).
 
     Source: SAELens 6, https://github.com/jbloomAus/SAELens (``SAE.load_from_disk``).
@@ -167,6 +173,8 @@ def load_saelens(path: str | Path) -> DictionaryAutoencoder:
         if "b_mag" in weights:
             weights["b_mag"] = weights["b_mag"] + weights["r_mag"].exp() * shift
     code, bias = _to_code(config, weights, norms)
+    if unknown := sorted(set(weights) - {"W_enc", "W_dec", "b_dec", *_WEIGHTS[config["architecture"]]}):
+        raise ValueError(f"path: {folder / WEIGHTS} has {unknown}, which the model here would leave out: fold it")
     model = DictionaryAutoencoder(atoms.shape[1], atoms.shape[0], code, unit_norm=unit_norm, normalize=False)
     model.encoder.weight.copy_(encoder)
     model.encoder.bias.copy_(bias)
@@ -179,6 +187,13 @@ def load_saelens(path: str | Path) -> DictionaryAutoencoder:
 def _to_code(config: Mapping[str, Any], weights: Mapping[str, Tensor], norms: Tensor) -> tuple[Code, Tensor]:
     """The code, and the encoder's bias."""
     architecture = config.get("architecture")
+    # SAELens before 6 wrote codes beside the architecture
+    activation = config.get("activation_fn") or config.get("activation_fn_str") or "relu"
+    if activation not in ("relu", architecture) or (architecture == "topk" and "k" not in config):
+        raise ValueError(
+            f"path: expected a file of SAELens 6, got one with architecture {architecture!r} and activation_fn "
+            f"{activation!r}: load it there and save it again."
+        )
     if architecture == "standard":
         return L1Code(0.0, "relu"), weights["b_enc"]
     if architecture == "topk":

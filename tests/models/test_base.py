@@ -138,6 +138,14 @@ def test_accumulation_trains_as_one_large_batch_does(make_trainer):
     torch.testing.assert_close(a, b)
 
 
+def test_data_of_any_strides_are_validated(make_trainer):
+    x = torch.rand(6, 3, 16, 16).contiguous(memory_format=torch.channels_last)
+    m = ae.Autoencoder(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 3, 1))
+    batches = torch.utils.data.DataLoader([x], batch_size=None)
+    (got,) = make_trainer().validate(m, batches, verbose=False)
+    assert got["val/mse"] == pytest.approx((m.reconstruct(x) - x).square().mean().item(), rel=1e-5)
+
+
 @pytest.mark.parametrize("batch_size", [1, 7, 48])
 def test_validation_does_not_depend_on_the_batch_size(batch_size, make_trainer):
     m = model(penalties={"q": ae.OrthogonalityPenalty()})

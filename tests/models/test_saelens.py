@@ -178,6 +178,8 @@ def test_codes_that_saelens_lacks_are_errors(tmp_path):
     [
         ({"architecture": "transcoder"}, "expected architecture standard, topk, jumprelu or gated, got 'transcoder'"),
         ({"normalize_activations": "layer_norm"}, "expected normalize_activations 'none'"),
+        ({"architecture": "standard", "activation_fn": "topk", "activation_fn_kwargs": {"k": 3}}, "of SAELens 6"),
+        ({"architecture": "standard", "activation_fn_str": "tanh-relu"}, "of SAELens 6"),
     ],
 )
 def test_files_that_cannot_be_the_same_function_are_errors(tmp_path, change, message):
@@ -185,6 +187,14 @@ def test_files_that_cannot_be_the_same_function_are_errors(tmp_path, change, mes
     config = json.loads((tmp_path / "cfg.json").read_text()) | change
     (tmp_path / "cfg.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=message):
+        load_saelens(tmp_path)
+
+
+def test_weights_that_would_be_left_out_are_an_error(tmp_path):
+    save_saelens(trained("topk"), tmp_path)
+    file = tmp_path / "sae_weights.safetensors"
+    save_file({**load_file(file), "scaling_factor": torch.full((N,), 2.0)}, file)
+    with pytest.raises(ValueError, match=r"has \['scaling_factor'\]"):
         load_saelens(tmp_path)
 
 
