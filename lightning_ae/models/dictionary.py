@@ -189,8 +189,12 @@ class DictionaryAutoencoder(Autoencoder):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW, fused where that is possible: with this many weights it is a large part of a step."""
-        mixed = self._trainer is not None and self.trainer.precision == "16-mixed"
-        fused = not mixed and all(p.device.type in ("cpu", "cuda") for p in self.parameters())
+        precision = "" if self._trainer is None else str(self.trainer.precision)
+        # Lightning clips no gradients of a fused optimizer in mixed precision
+        clipped = precision.endswith("-mixed") and bool(self.trainer.gradient_clip_val)
+        fused = (
+            precision != "16-mixed" and not clipped and all(p.device.type in ("cpu", "cuda") for p in self.parameters())
+        )
         return torch.optim.AdamW(self.parameters(), lr=self.lr, weight_decay=self.weight_decay, fused=fused)
 
     def configure_callbacks(self) -> list[L.Callback]:

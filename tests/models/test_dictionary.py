@@ -133,6 +133,19 @@ def test_folding_keeps_the_function_and_needs_no_scale():
     torch.testing.assert_close(model.reconstruct(x), x_hat)
 
 
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_gradients_can_be_clipped(precision, make_trainer):
+    model = DictionaryAutoencoder(9, 24, TopKCode(3))
+    seen = []
+    model.on_before_zero_grad = lambda _: seen.extend(
+        p.grad.norm() for p in [model.encoder.weight] if p.grad is not None
+    )
+    trainer = make_trainer(max_epochs=2, precision=precision, gradient_clip_val=1e-3)
+    trainer.fit(model, TensorDataModule(torch.randn(64, 9), batch_size=32, val_fraction=0.0))
+    assert seen
+    assert all(0 < norm <= 1.01e-3 for norm in seen)
+
+
 @pytest.mark.parametrize(
     "code", [ae.JumpReLUCode(24, 0.1, init_threshold=0.5), ae.GatedCode(24, 0.1), ae.SoftThresholdCode(0.5, 0.1, 24)]
 )
