@@ -65,7 +65,7 @@ class DeadReLUMonitor(Monitor):
 
     def __init__(
         self,
-        every_n_steps: int = 20,
+        every_n_steps: int = 25,
         horizon: int = 2_000,
         tau: float = 0.025,
         include: Sequence[str] | None = None,

@@ -84,7 +84,7 @@ class GradientSaturationMonitor(Monitor):
 
     def __init__(
         self,
-        every_n_steps: int = 20,
+        every_n_steps: int = 25,
         horizon: int = 500,
         eps: float = 0.01,
         output: str | None = None,

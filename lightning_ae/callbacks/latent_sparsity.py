@@ -84,7 +84,7 @@ class LatentSparsityMonitor(Monitor):
     def __init__(
         self,
         latent: Latent | None = None,
-        every_n_steps: int = 20,
+        every_n_steps: int = 25,
         horizon: int = 2_000,
         eps: float = 0.0,
         unit_dim: int | None = None,

@@ -59,7 +59,7 @@ class OutputMonitor(Monitor):
 
     prefix = "output"
 
-    def __init__(self, output: str | None = None, every_n_steps: int = 20, horizon: int = 500) -> None:
+    def __init__(self, output: str | None = None, every_n_steps: int = 25, horizon: int = 500) -> None:
         super().__init__(every_n_steps, horizon)
         self.output = output
         self.range = (-math.inf, math.inf)

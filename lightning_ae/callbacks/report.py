@@ -172,7 +172,7 @@ class DiagnosticsReport(L.Callback):
         self,
         latent: Latent | None = None,
         output: str | None = None,
-        every_n_steps: int = 20,
+        every_n_steps: int = 25,
         folder: str | Path | None = None,
         quiet: bool = False,
     ) -> None:

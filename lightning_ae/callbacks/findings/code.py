@@ -27,7 +27,8 @@ def latent(e: Evidence) -> Iterator[Finding]:
             dead,
             n,
             f"{dead:.1%} of the {len(variance)} latents were never on in {n:,} codes (rate < {3 / n:.1g}).",
-            "Auxiliary-k, resampling or a smaller penalty bring dead latents back; or make the code narrower.",
+            "A smaller penalty, or for codes that select the largest auxiliary-k or resampling (with dead_after well "
+            "below the examples of a run), bring them back; or make the code narrower.",
         )
     if dead < 1 and constant > 0:
         all_of_them = constant == len(variance)
@@ -103,7 +104,7 @@ def penalties(e: Evidence) -> Iterator[Finding]:
                 f"The code is zero, under {name!r} with weight {weight:g}.",
                 f"It costs more to say anything than saying it saves: divide the weight of {name!r} by 10.",
             )
-        elif share < 1e-6:
+        elif 0 < share < 1e-6:  # one that is 0 has not been called for, as auxiliary-k as long as nothing is dead
             yield Finding(
                 "info",
                 "loss",
