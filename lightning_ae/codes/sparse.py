@@ -58,6 +58,8 @@ class L1Code(PricedCode):
         activation: :math:`\varphi`, ``"identity"`` or ``"relu"``.
         target_l0: active latents of an example, on average, that the weight is adapted to (in training, state of the
             checkpoint: see :class:`~lightning_ae.codes.priced.L0Controller`); ``weights()`` has the weight in use.
+            It takes about a thousand batches, and meanwhile ``val/loss`` has another meaning at each epoch: watch
+            ``val/fvu`` or ``val/reconstruction``.
 
     Shapes:
         ``h`` and ``z``: ``(B, *latent)``; charge ``"l1"`` ``(B,)``, and ``"l0"``, logged only, if there is a target.
