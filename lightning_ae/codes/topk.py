@@ -80,7 +80,7 @@ class TopKCode(SelectingCode):
     def select(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """The k largest, in no order."""
         values, indices = largest(h, self.k)
-        return values.relu(), indices
+        return _positive(values), indices
 
 
 class BatchTopKCode(SelectingCode):
@@ -91,7 +91,8 @@ class BatchTopKCode(SelectingCode):
     with :math:`\tau` the :math:`Bk`-th largest of the batch in training, so that difficult examples may use more. At
     inference, and in :meth:`encode`, an example must not depend on its batch: :math:`\tau` is the running mean
     of the smallest number kept in training, a buffer in the checkpoint that only training forward passes move (under
-    DDP rank 0's is sent to all). Before the first of them it is TopK.
+    DDP rank 0's is sent to all). Before the first of them it is TopK. The mean forgets quickly at first: after ``t``
+    batches what came before weighs at most ``(1 + t) / (10 + t)``.
 
     An example uses at most ``width`` latents, which bounds memory and time; the code is exactly the above where none
     would use more.
@@ -99,7 +100,7 @@ class BatchTopKCode(SelectingCode):
     Args:
         k: mean number of latents that are on.
         width: the most that one example may use; None for ``4 * k``.
-        momentum: weight of what the threshold was before, per batch.
+        momentum: weight of what the threshold was before, per batch, once there were many.
 
     Shapes:
         ``h`` and ``z``: ``(B, n)`` with ``n >= k``; in a :class:`DictionaryAutoencoder` ``z`` is a
@@ -121,6 +122,7 @@ class BatchTopKCode(SelectingCode):
     """
 
     threshold: Tensor
+    batches: Tensor
 
     def __init__(self, k: int, width: int | None = None, momentum: float = 0.999) -> None:
         super().__init__()
@@ -133,6 +135,8 @@ class BatchTopKCode(SelectingCode):
         self.momentum = momentum
         #: negative until the first training batch
         self.register_buffer("threshold", torch.tensor(-1.0))
+        #: training batches seen
+        self.register_buffer("batches", torch.tensor(0))
 
     def select(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """Candidates of each example, and zero for those that are not among the batch's largest."""
@@ -146,7 +150,7 @@ class BatchTopKCode(SelectingCode):
         if self.k > h.shape[1]:
             raise ValueError(f"k: expected at most the {h.shape[1]} latents there are, got {self.k}.")
         values, indices = largest(h, min(self.width, h.shape[1]))
-        values = values.relu()
+        values = _positive(values)
         if of_batch:
             number = self.k * h.shape[0]
             if number == 0:
@@ -169,9 +173,16 @@ class BatchTopKCode(SelectingCode):
     @torch.no_grad()
     def _learn(self, kept: Tensor) -> None:
         least = torch.where(kept > 0, kept, torch.inf).amin().to(self.threshold)
-        moved = self.threshold.lerp(least, 1 - self.momentum)
-        new = torch.where(self.threshold < 0, least, moved)
+        # what is left of an average from a time when the code was another would shut latents off
+        rate = (9 / (10 + self.batches)).clamp(min=1 - self.momentum).to(self.threshold)
+        new = torch.where(self.threshold < 0, least, torch.lerp(self.threshold, least, rate))
+        self.batches += 1
         self.threshold.copy_(torch.where(least.isfinite(), new, self.threshold))
+
+
+def _positive(values: Tensor) -> Tensor:
+    # no ReLU: its "units" would be ranks, and monitors of dead units would count them
+    return values * (values > 0)
 
 
 def check_k(k: int, name: str = "k") -> int:

@@ -107,12 +107,23 @@ def test_no_example_uses_more_than_the_width():
 def test_the_threshold_is_the_running_mean_of_the_smallest_kept():
     code = BatchTopKCode(2, width=16, momentum=0.9)
     expected = None
-    for _ in range(5):
+    for t in range(5):
         h = torch.randn(8, 16).abs()
         code(h)
         least = np.sort(h.numpy().flatten())[-16]
-        expected = least if expected is None else 0.9 * expected + 0.1 * least
+        momentum = min(0.9, (1 + t) / (10 + t))
+        expected = least if expected is None else momentum * expected + (1 - momentum) * least
     assert code.threshold.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_threshold_forgets_what_the_code_was_at_first():
+    code, h = BatchTopKCode(4), torch.rand(64, 32)
+    for step in range(300):
+        code(h * (0.1 + 0.9 * 0.97**step))  # it falls to a tenth
+    least = (0.1 * h).flatten().sort(descending=True).values[4 * 64 - 1]
+    assert float(code.threshold) == pytest.approx(float(least), rel=0.05)
+    kept = (code.encode(0.1 * h) > 0).sum(1).double().mean()
+    assert float(kept) == pytest.approx(4.0, rel=0.2)
 
 
 def test_at_inference_the_threshold_decides_alone():
@@ -164,9 +175,12 @@ def test_the_threshold_moves_in_a_model_made_bfloat16():
     h = torch.rand(8, 20).bfloat16()
     code(h)
     expected = float(code.threshold)
-    for _ in range(20):
+    for t in range(1, 21):
         code(2 * h)
-        expected = 0.99 * expected + 0.01 * 2 * float(h.float().flatten().sort(descending=True).values[15])
+        momentum = min(0.99, (1 + t) / (10 + t))
+        expected = momentum * expected + (1 - momentum) * 2 * float(
+            h.float().flatten().sort(descending=True).values[15]
+        )
     assert code.threshold.dtype == torch.float32
     assert code.encode(h).dtype == torch.bfloat16
     assert float(code.threshold) == pytest.approx(expected, rel=1e-4)
