@@ -492,13 +492,17 @@ class TestHealthyModels:
         assert "outside" in measures(ae.diagnose(network, [x * 1.01], functional.mse_loss))
 
     def test_latents_of_a_sparse_code_that_are_off_are_no_dead_layer(self, make_trainer):
-        model = ae.Autoencoder(nn.Linear(6, 40), nn.Linear(40, 6), code=ae.TopKCode(2), lr=0.0)
-        report = fit(make_trainer, model, ae.TensorDataModule(torch.randn(256, 6), batch_size=64), epochs=2)
-        assert report.report.latent["dead_fraction"] > 0
-        assert any(site.startswith("code.") for site in report.report.sites)
-        # 256 codes with 2 of 40 on, seen twice at most, are too few to call any latent dead
-        found = [(f.site, f.severity) for f in report.findings if f.measure == "dead_fraction"]
-        assert found == [("latent", "info")]
+        for code, site in ((ae.TopKCode(2), None), (ae.L1Code(0.1, "relu"), "code.relu")):
+            model = ae.Autoencoder(nn.Linear(6, 40), nn.Linear(40, 6), code=code, lr=0.0)
+            with torch.no_grad():
+                model.encoder.bias.fill_(-1.2)
+            report = fit(make_trainer, model, ae.TensorDataModule(torch.randn(256, 6), batch_size=64), epochs=2)
+            assert report.report.latent["dead_fraction"] > 0
+            # what a selection keeps is no unit of a ReLU; the ReLU of a penalised code is one
+            assert [name for name in report.report.sites if name.startswith("code.")] == ([site] if site else [])
+            # 256 codes with 2 of 40 on, seen twice at most, are too few to call any latent dead
+            found = [(f.site, f.severity) for f in report.findings if f.measure == "dead_fraction"]
+            assert found == [("latent", "info")]
 
     def test_a_codebook_alone_is_judged_once_enough_was_chosen(self):
         class Indices(nn.Module):
