@@ -20,7 +20,8 @@ def widen(tensor: Tensor) -> Tensor:
 
 
 def _magnitudes(z: Tensor, least: int = 1) -> Tensor:
-    """Absolute values, one flat row per example."""
+    """Absolute values, one flat row per example; of a ``SparseCode`` too."""
+    z = z if isinstance(z, Tensor) else z.to_dense()
     latents = math.prod(z.shape[1:])
     if z.ndim < 2 or latents < least:
         raise ValueError(f"z: expected (B, n) with n >= {least}, got {tuple(z.shape)}.")

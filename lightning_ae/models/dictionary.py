@@ -124,6 +124,12 @@ class DictionaryAutoencoder(Autoencoder):
     def _check_numbers(self, n: int, prefixes: Sequence[int] | None, dead_after: int, resample_every: int) -> None:
         if self.loss.output_activation != "identity" or self.loss.params_per_feature != 1:
             raise ValueError(f"loss: expected one without output activation, got {type(self.loss).__name__}.")
+        for name, parameter in self.code.named_parameters():
+            if parameter.ndim == 1 and len(parameter) != n:
+                raise ValueError(f"code: expected one for {n} latents, got {name} of {len(parameter)}.")
+        target = getattr(getattr(self.code, "controller", None), "target", 0)
+        if target > n:
+            raise ValueError(f"target_l0: expected at most the {n} latents there are, got {target}.")
         k = getattr(self.code, "k", 0)
         if isinstance(self.code, SelectingCode) and k > n:
             raise ValueError(f"code: expected k of at most num_latents={n}, got {k}.")

@@ -6,6 +6,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from lightning_ae import SparseCode
 from lightning_ae.metrics import gini, hoyer, l0, lifetime_sparsity, population_sparsity
 
 SAME_EACH_RUN = settings(derandomize=True, deadline=None, max_examples=50)
@@ -299,3 +300,10 @@ def test_p2_babies_raise_it(measure, c):
 @given(c=WEALTH, alpha=st.integers(1, 50))
 def test_l0_only_counts(c, alpha):
     assert score(l0, *c) == sum(map(bool, c)) == score(l0, *(alpha * value for value in c)) == score(l0, *c, 0)
+
+
+def test_sparse_codes_are_measured_as_what_they_stand_for():
+    z = SparseCode(torch.tensor([[2.0, 1.0], [3.0, 0.0]]), torch.tensor([[0, 3], [1, 2]]), 5)
+    for measure in (l0, hoyer, gini, population_sparsity):
+        assert torch.equal(measure(z), measure(z.to_dense()))
+    assert l0(z).tolist() == [2, 1]

@@ -505,3 +505,10 @@ def test_the_atoms_of_a_known_dictionary_are_recovered(code, make_trainer):
     assert (best > 0.9).float().mean() >= 0.95
     untrained = DictionaryAutoencoder(32, 96, code)
     assert ((data.atoms @ untrained.decoder.weight).abs().amax(1) > 0.9).float().mean() < 0.05
+
+
+def test_codes_of_another_width_or_a_target_beyond_it_are_refused_at_the_door():
+    with pytest.raises(ValueError, match="code: expected one for 32 latents, got log_scale of 16"):
+        DictionaryAutoencoder(8, 32, ae.JumpReLUCode(16, 0.1))
+    with pytest.raises(ValueError, match="target_l0: expected at most the 32 latents there are, got 33"):
+        DictionaryAutoencoder(8, 32, ae.L1Code(0.1, "relu", target_l0=33))
