@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lightning_ae.callbacks.layer_steps import LayerSteps, norms_of
 from lightning_ae.callbacks.probe import Event, Monitor, Site
+from lightning_ae.callbacks.probe.flow import same_numbers
 from lightning_ae.callbacks.probe.monitor import MaskFunction, first_tensor
 from lightning_ae.callbacks.saturation_summary import (
     output_figures,
@@ -206,7 +207,7 @@ class GradientSaturationMonitor(Monitor):
         """Compare the gradient at the output with the error there; measure the update of the step."""
         pairs, from_activation, logits = list(self._pairs), self._is_activation, self._logits
         if not isinstance(module, Autoencoder):  # whose loss knows
-            pairs = [(v.sigmoid() if any(_same(v, a) for a in logits) else v, g, scale) for v, g, scale in pairs]
+            pairs = [(v.sigmoid() if any(same_numbers(v, a) for a in logits) else v, g, scale) for v, g, scale in pairs]
         if from_activation:
             self._output_seen = True
             if len(self._outputs) == len(self._output_grads):  # gradients come in the opposite order
@@ -322,8 +323,3 @@ class _Keep:
         # not if the graph has outlived its batch
         if not torch.is_grad_enabled() and self._pairs is self._monitor._pairs:
             self._pairs.append((self._output, grad, self._monitor._unscale()))
-
-
-def _same(tensor: Tensor, other: Tensor) -> bool:
-    # the same numbers, perhaps in another shape
-    return tensor.data_ptr() == other.data_ptr() and tensor.numel() == other.numel()

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import lightning as L
 import torch
 from torch import Tensor, nn
 
-from lightning_ae.callbacks.probe import Event, Monitor, Site, SiteInfo
+from lightning_ae.callbacks.probe import Event, Monitor, Site
 from lightning_ae.callbacks.probe.counters import Key
+from lightning_ae.callbacks.probe.flow import same_numbers
 from lightning_ae.callbacks.probe.monitor import first_tensor
 from lightning_ae.losses.base import full_precision
 from lightning_ae.models import Autoencoder
@@ -89,7 +90,7 @@ class OutputMonitor(Monitor):
         """Look whether it comes right after another, and whether it is the output."""
         site, last = event.site, self._last
         name = site.activation.name
-        directly = last is not None and event.z is not None and _is_view(event.z, last[0])
+        directly = last is not None and event.z is not None and same_numbers(event.z, last[0])
         if last is not None and directly and name in RANGES and not _keeps(name, last[1].activation.name):
             self.twice[site.name] = last[1].name
         self._last = (event.y, site)
@@ -111,7 +112,7 @@ class OutputMonitor(Monitor):
         logits = name == "bce_with_logits"
         if prediction.shape != target.shape or not prediction.requires_grad or prediction.ndim < 2:
             return
-        last = self._last[1] if self._last is not None and _is_view(prediction, self._last[0]) else None
+        last = self._last[1] if self._last is not None and same_numbers(prediction, self._last[0]) else None
         if logits and last is not None and last.activation.name in RANGES:
             self.twice["the loss's sigmoid"] = last.name
         activation = last.activation.name if last is not None else "identity"
@@ -146,16 +147,16 @@ class OutputMonitor(Monitor):
             x is not None
             and pair is not None
             and pair[0].numel() == x.numel()
-            and (x_hat is None or _is_view(pair[0], x_hat))
+            and (x_hat is None or same_numbers(pair[0], x_hat))
         ):
             _, x_hat, target, self.activation = pair
             x, self.range = target.reshape(x.shape), RANGES.get(self.activation, (-math.inf, math.inf))
         elif x is not None and x_hat is None:
             x_hat = candidates.get(x.shape)
-            if x_hat is not None and last is not None and _is_view(x_hat, last[0]):
+            if x_hat is not None and last is not None and same_numbers(x_hat, last[0]):
                 self.activation = last[1].activation.name
                 self.range = RANGES.get(self.activation, (-math.inf, math.inf))
-        if last is not None and x_hat is not None and _is_view(x_hat, last[0]):
+        if last is not None and x_hat is not None and same_numbers(x_hat, last[0]):
             self.site = last[1].name
         if x is not None and x_hat is not None and x.numel() == x_hat.numel() and x.ndim > 1 and x.is_floating_point():
             self._add_pair(full_precision(x).flatten(1), full_precision(x_hat.detach()).flatten(1))
@@ -204,9 +205,9 @@ class OutputMonitor(Monitor):
 
     # -- reading ----------------------------------------------------------------------------------------------
 
-    def take(self, results: dict[Key, Tensor], sites: Sequence[SiteInfo], keep: bool) -> None:
+    def take(self, results: dict[Key, Tensor], keep: bool) -> None:
         """Receive sums over all ranks; remember loss and error."""
-        super().take(results, sites, keep)
+        super().take(results, keep)
         figures = self._figures(self.interval())
         if not self.history or self.history[-1].step != self._step:
             self.history.append(
@@ -290,8 +291,3 @@ def _keeps(activation: str, before: str) -> bool:
     """Whether an activation leaves the output of another as it is: a ReLU what is never negative."""
     low, high = RANGES.get(before, (-math.inf, math.inf))
     return low >= 0 and (activation == "relu" or (activation == "relu6" and high <= 6))
-
-
-def _is_view(tensor: Tensor, other: Tensor) -> bool:
-    # the same numbers in another shape
-    return tensor.data_ptr() == other.data_ptr() and tensor.numel() == other.numel()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -98,10 +97,6 @@ class BlockOrder(EpochOrder):
             first = int(ends[pool - 1]) if pool else 0
             out[pools == pool] = self._pool(pool)[places[pools == pool] - first]
         return out
-
-    def _random(self, *numbers: int) -> torch.Generator:
-        mixed = int(np.random.SeedSequence([self.seed, self._epoch, *numbers]).generate_state(1)[0])
-        return torch.Generator().manual_seed(mixed)
 
     def _blocks_of_epoch(self) -> tuple[Tensor, Tensor]:
         """The blocks in the order of this epoch, and where each pool ends."""

@@ -204,7 +204,10 @@ class EpochOrder:
         places = torch.arange(self.rank, self._total, self.world_size) % self.num_examples
         if not self.shuffle:
             return places
-        # The CPU generator keeps 32 bits of its seed; SeedSequence mixes both numbers into them, whereas seed + epoch
+        return torch.randperm(self.num_examples, generator=self._random())[places]
+
+    def _random(self, *numbers: int) -> torch.Generator:
+        # The CPU generator keeps 32 bits of its seed; SeedSequence mixes all numbers into them, whereas seed + epoch
         # would give run 1 the shuffles of run 0, one epoch late.
-        mixed = int(np.random.SeedSequence([self.seed, self._epoch]).generate_state(1)[0])
-        return torch.randperm(self.num_examples, generator=torch.Generator().manual_seed(mixed))[places]
+        mixed = int(np.random.SeedSequence([self.seed, self._epoch, *numbers]).generate_state(1)[0])
+        return torch.Generator().manual_seed(mixed)

@@ -138,9 +138,8 @@ class Monitor(L.Callback):
         devices = [value.device for value in totals.values()]
         return reduce_and_read(totals, shapes, devices[-1] if devices else torch.device("cpu"), None)
 
-    def take(self, results: dict[Key, Tensor], sites: Sequence[SiteInfo], keep: bool) -> None:
+    def take(self, results: dict[Key, Tensor], keep: bool) -> None:
         """Receive sums over all ranks; begin a new span if the current one is long enough."""
-        self.sites.update({site.name: site for site in sites})
         self._reduced = results if keep else None
         self._now = results
         self._interval, self._taken = _less(results, self._taken), results

@@ -189,7 +189,7 @@ class Probe:
         read = reduce_and_read(sums, self._shapes, trainer.strategy.root_device, reduce)
         for i, monitor in enumerate(self.monitors):
             own = {key: value for (j, key), value in read.items() if j == i}
-            monitor.take(own, list(monitor.sites.values()), keep=several)
+            monitor.take(own, keep=several)
 
     def _agree(self, trainer: L.Trainer, sums: dict[tuple[int, Key], Tensor]) -> Shapes:
         """Shapes of the sums of all ranks: a branch that one rank alone has taken must not leave the others waiting."""
