@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from lightning_ae.codes.ranks import Ranks
 from lightning_ae.rebuildable import Rebuildable
 
 
@@ -28,6 +29,9 @@ class Code(Rebuildable, nn.Module, ABC):
 
     A code and its penalty cannot be separated (posterior and KL, codebook and commitment), so they are one object.
     """
+
+    #: Whether a Trainer's loop calls :meth:`after_step` at present.
+    managed: bool = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,11 +72,18 @@ class Code(Rebuildable, nn.Module, ABC):
         """
         raise ValueError(f"code: expected one that can be scaled, got {type(self).__name__}, which cannot.")
 
-    def on_train_batch_start(self, reduce: Callable[[Tensor], Tensor]) -> None:
-        """Called before each training batch, outside of what is compiled.
+    def h_shape(self, latent_shape: Sequence[int]) -> tuple[int, ...]:
+        """Shape that the encoder must give for a latent of this shape (both without the batch dimension)."""
+        return tuple(latent_shape)
+
+    def after_step(self, ranks: Ranks) -> None:
+        """Take up what the forward passes since the last call have left, outside of what is compiled.
+
+        Called by the Trainer's loop after each optimizer step, so once for all batches that were accumulated. In a loop
+        of your own (:attr:`managed` is False) codes do it themselves in the next forward pass, unless it is compiled.
 
         Args:
-            reduce: averages a tensor over the ranks.
+            ranks: the processes that train together.
         """
 
     def statistics(self, h: Tensor) -> dict[str, Tensor]:

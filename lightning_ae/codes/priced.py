@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ae.codes.identity import Code, CodeOutput
+from lightning_ae.codes.ranks import Ranks
 from lightning_ae.rebuildable import KeepsAttributes
 
 
@@ -41,20 +42,20 @@ class L0Controller(nn.Module):
     r"""Finds the weight of a charge at which a stated number of latents is active.
 
     Integral control of the logarithm, :math:`\ln w \leftarrow \ln w + \rho\,e` with the error
-    :math:`e = \ln(L_0 / L_0^*)` cut off at ±1, once for each batch in training, and a proportional part: the weight in
-    use is :math:`w\,e^{\kappa e}` with :math:`e` averaged over some batches, which keeps the two from swinging against
+    :math:`e = \ln(L_0 / L_0^*)` cut off at ±1, once for each optimizer step, and a proportional part: the weight in
+    use is :math:`w\,e^{\kappa e}` with :math:`e` averaged over some steps, which keeps the two from swinging against
     each other. All of it is state on the device, kept in checkpoints.
 
     Start with a weight that is too small rather than too large: a code that was made too sparse at first comes back
     slowly. Allow about a thousand batches, more the smaller the learning rate.
 
-    A batch is taken into account before the next one, so a batch has one weight. Under the Trainer all ranks go by the
-    mean of theirs. In a loop of your own the next forward pass does it, except in compiled code: call :meth:`step`.
+    Under the Trainer an optimizer step goes by all examples of its batches and ranks. In a loop of your own the next
+    forward pass takes the last one into account, except in compiled code: call :meth:`step`.
 
     Args:
         weight: where the weight starts.
         target: :math:`L_0^*`, active latents of an example on average.
-        rate: :math:`\rho`; the weight grows or falls by this fraction a batch at most.
+        rate: :math:`\rho`; the weight grows or falls by this fraction a step at most.
         gain: :math:`\kappa`.
     """
 
@@ -69,7 +70,8 @@ class L0Controller(nn.Module):
         self.gain = gain
         self.register_buffer("weight", torch.tensor(float(weight)))
         self.register_buffer("error", torch.tensor(0.0))
-        self.register_buffer("seen", torch.tensor(-math.inf))
+        #: active latents and examples since the last step
+        self.register_buffer("seen", torch.zeros(2))
 
     def current(self) -> Tensor:
         """The weight in use, without dimensions: not a buffer, as the objective's graph may outlive the next step."""
@@ -78,21 +80,21 @@ class L0Controller(nn.Module):
     @torch.no_grad()
     def observe(self, active: Tensor) -> None:
         """Keep a batch's active latents, ``(B,)``, for the next :meth:`step`."""
-        self.seen.copy_(active.mean())
+        self.seen.add_(torch.stack([active.sum(), active.new_full((), len(active))]))
 
     @torch.no_grad()
-    def step(self, reduce: Callable[[Tensor], Tensor] | None = None) -> None:
-        """Take the batch seen last into account, once.
+    def step(self, ranks: Ranks | None = None) -> None:
+        """Take the batches since the last step into account.
 
         Args:
-            reduce: averages a tensor over the ranks.
+            ranks: the processes that train together; None if this is the only one.
         """
-        seen = self.seen if reduce is None else reduce(self.seen)
-        error = (seen / self.target).log().clamp(-1, 1)
-        fresh = seen.isfinite()
+        active, examples = (self.seen if ranks is None else ranks.sum(self.seen)).unbind()
+        error = (active / examples / self.target).log().clamp(-1, 1)
+        fresh = examples > 0
         self.weight.mul_(torch.where(fresh, (self.rate * error).exp(), 1.0)).clamp_(1e-12, 1e12)
         self.error.copy_(torch.where(fresh, 0.9 * self.error + 0.1 * error, self.error))
-        self.seen.fill_(-math.inf)
+        self.seen.zero_()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> L0Controller:
         # a model made bfloat16 would round each step of the weight away
@@ -147,15 +149,15 @@ class PricedCode(KeepsAttributes, Code):
         active = charge.detach() if self.term == "l0" else count_active(z.detach())
         if self.training and len(z):
             # not in a graph: torch 2.14 recomputes for backward what hangs on a buffer, from its changed value
-            if not torch.compiler.is_compiling():
+            if not (self.managed or torch.compiler.is_compiling()):
                 self.controller.step()
             self.controller.observe(active)
         return {"l0": active, self.term: charge}
 
-    def on_train_batch_start(self, reduce: Callable[[Tensor], Tensor]) -> None:
-        """Adapt the weight to the previous batch."""
+    def after_step(self, ranks: Ranks) -> None:
+        """Adapt the weight to the batches of the step."""
         if self.controller is not None:
-            self.controller.step(reduce)
+            self.controller.step(ranks)
 
     def weights(self) -> Mapping[str, float | Tensor]:
         """The weight of the charge now; active latents that are only logged have weight 0."""

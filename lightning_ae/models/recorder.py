@@ -17,6 +17,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torchmetrics import MetricCollection
 
+from lightning_ae.codes.identity import Code
+from lightning_ae.codes.ranks import Ranks
 from lightning_ae.losses.base import full_precision
 from lightning_ae.models.running import RunningMeans
 
@@ -38,6 +40,7 @@ class Recorder(L.Callback):
         self._eval_means: dict[int, RunningMeans] = {}
         self._eval_metrics: dict[int, MetricCollection] = {}
         self._random_state: dict[str, Tensor] | None = None
+        self._codes: list[Code] = []
 
     def _check(self, trainer: L.Trainer, model: Autoencoder, batch: Any) -> None:
         stage = str(trainer.state.stage)
@@ -54,6 +57,7 @@ class Recorder(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Autoencoder) -> None:  # type: ignore[override]
         """Go on with the random numbers of the interrupted run; with several ranks, give each its own."""
+        self._manage_codes(pl_module, True)
         for penalty in pl_module.penalties.values():
             penalty.on_train_start(pl_module)  # type: ignore[operator]
         shard = trainer.distributed_sampler_kwargs
@@ -68,16 +72,18 @@ class Recorder(L.Callback):
     def on_train_batch_start(  # type: ignore[override]
         self, trainer: L.Trainer, pl_module: Autoencoder, batch: Any, batch_idx: int
     ) -> None:
-        """Check the first batch, and start the epoch's means with it; let the code see to its state."""
+        """Check the first batch, and start the epoch's means with it."""
         self._check(trainer, pl_module, batch)
-        pl_module.code.on_train_batch_start(lambda tensor: trainer.strategy.reduce(tensor, reduce_op="mean"))
         if batch_idx == 0:
             self._train_means.reset()
 
     def on_train_batch_end(  # type: ignore[override]
         self, trainer: L.Trainer, pl_module: Autoencoder, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Add the batch to the means; on log steps, log those since the last one."""
+        """Let codes see to their state after a step; add the batch to the means; on log steps, log them."""
+        if _has_stepped(trainer):
+            for code in self._codes:
+                code.after_step(_TrainerRanks(trainer))
         if not isinstance(outputs, Mapping) or "terms" not in outputs:
             return  # a training step of the user's own
         self._train_means.update(outputs["terms"], pl_module.get_input(batch).shape[0])
@@ -102,6 +108,19 @@ class Recorder(L.Callback):
                 f"train/{bad[0]} is not finite at step {trainer.global_step}: look for NaN in the data after the first "
                 "batch, or lower the learning rate."
             )
+
+    def _manage_codes(self, model: L.LightningModule, managed: bool) -> None:
+        self._codes = [module for module in model.modules() if isinstance(module, Code)]
+        for code in self._codes:
+            code.managed = managed
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Leave codes to themselves."""
+        self._manage_codes(pl_module, False)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Leave codes to themselves."""
+        self._manage_codes(pl_module, False)
 
     # -- validation and test ----------------------------------------------------------------------------------
 
@@ -209,11 +228,28 @@ class Recorder(L.Callback):
             self._train_means.load_state_dict(state["train_means"], trainer.strategy.root_device)
 
 
+class _TrainerRanks(Ranks):
+    """The ranks of a Trainer."""
+
+    def __init__(self, trainer: L.Trainer) -> None:
+        self.rank, self.world_size = trainer.global_rank, trainer.world_size
+        self._strategy = trainer.strategy
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        # a reduction may be in place
+        return self._strategy.reduce(tensor.clone(), reduce_op="sum") if self.world_size > 1 else tensor
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        return self._strategy.all_gather(tensor) if self.world_size > 1 else tensor[None]
+
+
+def _has_stepped(trainer: Any) -> bool:
+    # with accumulation only the last batch's; asked as Lightning's own monitors ask
+    return not (trainer.fit_loop._should_accumulate() and trainer.lightning_module.automatic_optimization)
+
+
 def _is_log_step(trainer: Any) -> bool:
-    # asked as Lightning's own monitors ask; with accumulation only the batch that steps counts
-    if trainer.fit_loop._should_accumulate() and trainer.lightning_module.automatic_optimization:
-        return False
-    return bool(trainer._logger_connector.should_update_logs or trainer.fast_dev_run)
+    return _has_stepped(trainer) and bool(trainer._logger_connector.should_update_logs or trainer.fast_dev_run)
 
 
 def _log(model: L.LightningModule, values: Mapping[str, Tensor], loss: str, *, on_epoch: bool) -> None:

@@ -18,6 +18,7 @@ from lightning_ae import (
     TensorDataModule,
 )
 from lightning_ae.codes.priced import L0Controller
+from lightning_ae.codes.ranks import Ranks
 
 
 def by_hand(seen, target, weight, rate=0.007, gain=0.5):
@@ -72,10 +73,22 @@ def test_compiled_code_leaves_the_weight_alone_until_step_is_called():
     assert float(model.code.weights()["l1"]) != 0.5
 
 
-def test_ranks_go_by_the_mean_of_theirs():
+class TwoRanks(Ranks):
+    """Beside this one, one with four examples of two active latents."""
+
+    world_size = 2
+
+    def sum(self, tensor):
+        return tensor + torch.tensor([8.0, 4.0])
+
+
+def test_ranks_and_accumulated_batches_go_by_the_mean_of_theirs():
     code = L1Code(0.5, "relu", target_l0=2).train()
-    code(torch.ones(4, 6))  # six of this rank's, and the other has two
-    code.on_train_batch_start(lambda tensor: (tensor + 2) / 2)
+    code.managed = True
+    code(torch.ones(2, 6))
+    code(torch.ones(2, 6))
+    assert float(code.weights()["l1"]) == 0.5
+    code.after_step(TwoRanks())
     assert float(code.weights()["l1"]) == pytest.approx(by_hand([4], 2, 0.5)[0])
 
 
@@ -118,8 +131,21 @@ def test_two_ranks_adapt_the_weight_as_one_does(make_trainer, tmp_path):
         seen[ranks] = torch.load(tmp_path / f"{ranks}.pt")
     assert seen[1]["code.controller.weight"] != 0.1
     for name, value in seen[1].items():
-        if name != "code.controller.seen":  # the last batch's is not yet put together
-            torch.testing.assert_close(seen[2][name], value)
+        torch.testing.assert_close(seen[2][name], value)
+
+
+def test_accumulated_batches_adapt_the_weight_as_one_does(make_trainer):
+    x, seen = torch.randn(60, 8), {}
+    start = SparseAutoencoder(LinearEncoder(8, 6), LinearDecoder(6, 8), L1Code(0.1, "relu", target_l0=2)).state_dict()
+    for windows, batch_size in ((1, 12), (3, 4)):
+        model = SparseAutoencoder(LinearEncoder(8, 6), LinearDecoder(6, 8), L1Code(0.1, "relu", target_l0=2))
+        model.load_state_dict(start)
+        data = DataLoader(x, batch_size=batch_size)
+        make_trainer(max_epochs=2, accumulate_grad_batches=windows).fit(model, data)
+        assert not model.code.managed
+        seen[windows] = float(model.code.controller.weight)
+    assert seen[1] != 0.1
+    assert seen[3] == pytest.approx(seen[1], rel=1e-5)
 
 
 @pytest.mark.slow
