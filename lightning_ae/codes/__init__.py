@@ -1,6 +1,7 @@
 """Codes: what stands between encoder and decoder."""
 
 from lightning_ae.codes.gated import GatedCode
+from lightning_ae.codes.gaussian import GaussianCode
 from lightning_ae.codes.identity import Code, CodeOutput, Identity
 from lightning_ae.codes.jump import JumpReLUCode
 from lightning_ae.codes.sparse import KLSparsityCode, L1Code, SoftThresholdCode, soft_threshold
@@ -12,6 +13,7 @@ __all__ = [
     "Code",
     "CodeOutput",
     "GatedCode",
+    "GaussianCode",
     "Identity",
     "JumpReLUCode",
     "KLSparsityCode",

@@ -9,6 +9,7 @@ from lightning_ae.models.linear import LinearAutoencoder
 from lightning_ae.models.mlp import MLPAutoencoder
 from lightning_ae.models.saelens import load_saelens, save_saelens
 from lightning_ae.models.sparse import SparseAutoencoder
+from lightning_ae.models.variational import VariationalAutoencoder
 
 __all__ = [
     "Autoencoder",
@@ -20,6 +21,7 @@ __all__ = [
     "LinearAutoencoder",
     "MLPAutoencoder",
     "SparseAutoencoder",
+    "VariationalAutoencoder",
     "load_saelens",
     "save_saelens",
 ]

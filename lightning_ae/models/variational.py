@@ -1,0 +1,249 @@
+"""The variational autoencoder."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, distributions, nn
+
+from lightning_ae.codes.gaussian import GaussianCode
+from lightning_ae.losses import GaussianNLL, Likelihood, ReconstructionLoss
+from lightning_ae.models.base import Autoencoder
+from lightning_ae.networks.shapes import check_size
+
+
+class VariationalAutoencoder(Autoencoder):
+    r"""Gaussian latents, trained on the bound :math:`\mathbb E_q[-\ln p(x|z)] + \beta\,\mathrm{KL}(q\|p)`.
+
+    With a likelihood as the loss and :math:`\beta = 1` (see :class:`GaussianCode`), ``val/loss`` is an upper bound of
+    :math:`-\ln p(x)` in nats, from one draw of the latent for each example; for other :math:`\beta` the bound is
+    ``val/reconstruction + val/kl``. :meth:`log_likelihood` comes closer.
+
+    The loss decides what a nat of KL buys. The default has a learned :math:`\sigma`, which finds the exchange rate by
+    maximum likelihood where squared error would fix it at :math:`\sigma^2 = \tfrac12` whatever the data. It starts at
+    1, right for standardised data; for grey levels in [0, 1] start lower, ``GaussianNLL(0.1, learn_scale=True)``, or
+    take a :class:`BernoulliNLL` for binary ones. A linear VAE with this loss is probabilistic PCA.
+
+    ``encode`` gives the posterior's mean, so ``reconstruct`` and ``predict_step`` have no randomness. Methods that
+    draw go by torch's global random state, and use the model as it is: call ``eval()`` first, or dropout and batch
+    normalisation act as in training.
+
+    Args:
+        encoder: from ``(B, *event)`` to ``h``, of shape ``code.h_shape(latent_shape)``: twice as many numbers as
+            latents, for a diagonal covariance. For pairs: ``mlp_pair(784, 40, h_dim=80)``.
+        decoder: any module from ``z`` to pre-activations.
+        loss: None for ``GaussianNLL(learn_scale=True)``. Others than a :class:`Likelihood` have no evidence to bound.
+        code: None for :class:`GaussianCode`.
+        **kwargs: as for :class:`Autoencoder`.
+
+    Shapes:
+        ``x``: ``(B, *event)``; ``z``: ``(B, D)`` or ``(B, D, *spatial)``; every term ``(B,)``, nats for a likelihood.
+
+    Raises:
+        TypeError: if the code is none of Gaussians.
+        ValueError: if the encoder's output does not fit the decoder's latent, where both are known.
+
+    Source: Kingma & Welling 2014, https://arxiv.org/abs/1312.6114; Rybkin et al. 2021,
+    https://arxiv.org/abs/2006.13202 (learned scale); Lucas et al. 2019, https://arxiv.org/abs/1911.02469 (the linear
+    case).
+
+    Example:
+        >>> from lightning_ae import BernoulliNLL, MLPDecoder, MLPEncoder
+        >>> model = VariationalAutoencoder(MLPEncoder((1, 8, 8), 6), MLPDecoder(3, (1, 8, 8)), BernoulliNLL())
+        >>> model.sample(5).shape
+        torch.Size([5, 1, 8, 8])
+        >>> model.log_likelihood(torch.ones(2, 1, 8, 8), num_samples=100).shape
+        torch.Size([2])
+    """
+
+    code: GaussianCode
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        loss: ReconstructionLoss | None = None,
+        *,
+        code: GaussianCode | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if not isinstance(code, GaussianCode | None):
+            raise TypeError(f"code: expected a GaussianCode, got a {type(code).__name__}.")
+        loss = GaussianNLL(learn_scale=True) if loss is None else loss
+        super().__init__(encoder, decoder, loss, code=GaussianCode() if code is None else code, **kwargs)
+        given, latent = getattr(encoder, "h_shape", None), self._latent_shape()
+        if given is not None and latent is not None and tuple(given) != self.code.h_shape(latent):
+            raise ValueError(
+                f"encoder: for the decoder's latent {latent} and this code it must give {self.code.h_shape(latent)}, "
+                f"got {tuple(given)}."
+            )
+
+    def _latent_shape(self) -> tuple[int, ...] | None:
+        shape = getattr(self.decoder, "latent_shape", None)
+        return None if shape is None else tuple(shape)
+
+    # -- the latent ---------------------------------------------------------------------------------------------
+
+    def posterior(self, x: Tensor) -> distributions.Distribution:
+        r""":math:`q(z \mid x)`: batch ``(B,)``, event the latent."""
+        return self.code.posterior(self.encoder(x))
+
+    @torch.no_grad()
+    def sample(self, n: int, *, draw: bool = False, latent_shape: Sequence[int] | None = None) -> Tensor:
+        """Decode latents drawn from the prior, without gradients.
+
+        Args:
+            n: how many.
+            draw: draw ``x`` from the likelihood, with its noise, instead of giving its mean.
+            latent_shape: shape of one latent, for a decoder without an attribute ``latent_shape``.
+
+        Returns:
+            ``(n, *event)``.
+
+        Raises:
+            TypeError: if ``x`` is to be drawn and the loss is no :class:`Likelihood`.
+            ValueError: if ``n`` is not positive, or the latent's shape is not known.
+        """
+        shape = self._latent_shape() if latent_shape is None else latent_shape
+        if shape is None:
+            raise ValueError(
+                f"latent_shape: expected the shape of one latent, as {type(self.decoder).__name__} does not tell it; "
+                "got None."
+            )
+        give = self._likelihood("sample(draw=True)").sample if draw else self.loss.mean
+        return give(self.decoder(self.code.sample_prior(check_size(n, "n"), shape, next(self.parameters()))))
+
+    @torch.no_grad()
+    def interpolate(self, x: Tensor, y: Tensor, steps: int = 8) -> Tensor:
+        """Reconstructions on the straight line between the latents of ``x`` and ``y``, without gradients.
+
+        Args:
+            x: where it starts, ``(B, *event)``.
+            y: where it ends, of the same shape.
+            steps: points on the line, both ends among them, where these are the reconstructions.
+
+        Returns:
+            ``(B, steps, *event)``.
+
+        Raises:
+            ValueError: if the shapes differ, or there are fewer than two steps.
+        """
+        if x.shape != y.shape:
+            raise ValueError(f"y: expected the shape of x, {tuple(x.shape)}, got {tuple(y.shape)}.")
+        if check_size(steps, "steps") < 2:
+            raise ValueError(f"steps: expected at least 2, the ends, got {steps}.")
+        start, end = self.encode(x), self.encode(y)
+        way = torch.linspace(0, 1, steps, device=start.device, dtype=start.dtype).view(-1, *[1] * (start.ndim - 1))
+        return self._decode_each((1 - way) * start.unsqueeze(1) + way * end.unsqueeze(1))
+
+    @torch.no_grad()
+    def traverse(self, x: Tensor, dim: int, values: Sequence[float] | Tensor) -> Tensor:
+        """Reconstructions of ``x`` with one latent set to each of some values, without gradients.
+
+        Args:
+            x: ``(B, *event)``.
+            dim: which latent; of a map a channel, set at all places.
+            values: in units of the prior's standard deviation.
+
+        Returns:
+            ``(B, len(values), *event)``.
+
+        Raises:
+            ValueError: if there is no such latent, or ``values`` is not a sequence of finite numbers.
+        """
+        z = self.encode(x)
+        if isinstance(dim, bool) or not isinstance(dim, int) or not -z.shape[1] <= dim < z.shape[1]:
+            raise ValueError(f"dim: expected a latent from 0 to {z.shape[1] - 1}, got {dim!r}.")
+        grid = torch.as_tensor(values, device=z.device, dtype=z.dtype)
+        if grid.ndim != 1 or not len(grid) or not grid.isfinite().all():
+            raise ValueError(f"values: expected a sequence of finite numbers, got {values}.")
+        each = z.unsqueeze(1).repeat(1, len(grid), *[1] * (z.ndim - 1))
+        each[:, :, dim] = grid.view(-1, *[1] * (z.ndim - 2))
+        return self._decode_each(each)
+
+    def _decode_each(self, z: Tensor) -> Tensor:
+        x_hat = self.decode(z.flatten(0, 1))
+        return x_hat.reshape(*z.shape[:2], *x_hat.shape[1:])
+
+    # -- the evidence -------------------------------------------------------------------------------------------
+
+    def iwae_bound(self, x: Tensor, num_samples: int) -> Tensor:
+        r"""A lower bound of the log-likelihood, with gradients.
+
+        .. math:: \ln \frac1K \sum_{k=1}^K \frac{p(x \mid z_k)\,p(z_k)}{q(z_k \mid x)}, \qquad z_k \sim q(z \mid x):
+
+        for :math:`K = 1` the evidence bound; its expectation never falls with :math:`K`, and tends to
+        :math:`\ln p(x)`. Neither :math:`\beta` nor penalties of the model enter.
+
+        Args:
+            x: the data, ``(B, *event)``.
+            num_samples: :math:`K`; all are decoded together and kept for the backward pass.
+
+        Returns:
+            Nats, ``(B,)``.
+
+        Raises:
+            TypeError: if the loss is no :class:`Likelihood`.
+            ValueError: if ``num_samples`` is not positive.
+
+        Source: Burda et al. 2016, https://arxiv.org/abs/1509.00519.
+        """
+        loss = self._likelihood("iwae_bound")
+        count = check_size(num_samples, "num_samples")
+        h = self.encoder(x)
+        z, ratio = self.code.draw(h, self._noise(h, count))
+        repeated = x.expand(count, *x.shape).flatten(0, 1)
+        log_weights: Tensor = ratio - loss(self.decoder(z.flatten(0, 1)), repeated).view_as(ratio)
+        return log_weights.logsumexp(0) - math.log(count)
+
+    @torch.no_grad()
+    def log_likelihood(self, x: Tensor, num_samples: int = 200, *, chunk_size: int = 8192) -> Tensor:
+        r"""Estimate of :math:`\ln p(x)` by importance samples from the posterior, without gradients.
+
+        :meth:`iwae_bound` in bounded memory. It is low in expectation, by about :math:`\operatorname{Var}(w)/2K` for
+        weights :math:`w` of mean 1, so compare models at the same ``num_samples``. The numbers do not depend on
+        ``chunk_size`` but for rounding.
+
+        Args:
+            x: the data, ``(B, *event)``.
+            num_samples: :math:`K`.
+            chunk_size: latents decoded at once.
+
+        Returns:
+            Nats, ``(B,)``.
+
+        Raises:
+            TypeError: if the loss is no :class:`Likelihood`.
+            ValueError: if a number is not positive.
+
+        Source: Burda et al. 2016, https://arxiv.org/abs/1509.00519, section 5.
+        """
+        loss = self._likelihood("log_likelihood")
+        count, chunk_size = check_size(num_samples, "num_samples"), check_size(chunk_size, "chunk_size")
+        h = torch.cat([self.encoder(rows) for rows in torch.split(x, chunk_size)])
+        together = max(1, chunk_size // max(1, len(x)))
+        total = torch.full((len(x),), -math.inf, device=x.device)
+        for start in range(0, count, together):
+            z, ratio = self.code.draw(h, self._noise(h, min(together, count - start)))
+            repeated = x.expand(len(z), *x.shape).flatten(0, 1)
+            pieces = zip(torch.split(z.flatten(0, 1), chunk_size), torch.split(repeated, chunk_size), strict=True)
+            log_weights = ratio - torch.cat([loss(self.decoder(z), rows) for z, rows in pieces]).view_as(ratio)
+            total = torch.logaddexp(total, log_weights.logsumexp(0))
+        return total - math.log(count)
+
+    def _noise(self, h: Tensor, count: int) -> Tensor:
+        # a call for each sample, so that the numbers are the same however samples are put together
+        mean = self.code.encode(h)
+        wide = mean.to(torch.promote_types(mean.dtype, torch.float32))
+        return torch.stack([torch.randn_like(wide) for _ in range(count)])
+
+    def _likelihood(self, method: str) -> Likelihood:
+        if not isinstance(self.loss, Likelihood):
+            raise TypeError(
+                f"loss: {method} needs a Likelihood, such as GaussianNLL or BernoulliNLL, got "
+                f"{type(self.loss).__name__}, which is no density of x."
+            )
+        return self.loss
