@@ -95,8 +95,9 @@ class Autoencoder(Rebuildable, L.LightningModule):
         ``x``: ``(B, *event)``; every term: ``(B,)`` or without dimensions.
 
     Raises:
-        ValueError: if two terms have the same name. On the first batch of each run, if the data do not suit the
-            loss or are not finite.
+        ValueError: if two terms have the same name, or the sizes of encoder, code and decoder do not fit as far as they
+            are known (``encoder.h_shape``, ``decoder.latent_shape``). On the first batch of each run, if the data do
+            not suit the loss or are not finite.
 
     Example:
         >>> from lightning_ae import BernoulliNLL, mlp_pair
@@ -144,6 +145,12 @@ class Autoencoder(Rebuildable, L.LightningModule):
         self._log_hyperparams = True
 
     def _check_boxes(self) -> None:
+        given, latent = getattr(self.encoder, "h_shape", None), getattr(self.decoder, "latent_shape", None)
+        if given is not None and latent is not None and given != self.code.h_shape(latent):
+            raise ValueError(
+                f"encoder: for {type(self.code).__name__} and a decoder of latents {latent} it must give "
+                f"{self.code.h_shape(latent)}, got {given}."
+            )
         taken = (_RESERVED | set(self.code.weights())) & set(self.penalties)
         if taken:
             raise ValueError(f"penalties: {sorted(taken)} is the name of another term; choose another key.")

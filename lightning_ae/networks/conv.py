@@ -42,15 +42,17 @@ class ConvEncoder(Rebuildable, nn.Module):
 
     Args:
         in_shape: ``(channels, *spatial)`` of one example, with 1 to 3 spatial dimensions of any size.
-        latent_dim: size of ``h``.
+        latent_dim: size of ``h``; its channels if it is a map.
         channels: output channels of each convolution; as many as the size is halved.
         kernel_size: odd, at least 3.
         activation: name of the activation; weights are drawn to suit it.
         norm: normalisation before each activation: ``"batch"``, ``"layer"`` or None.
         bias_init: where the convolutions' biases start; 0.01 to 0.1 keeps ReLUs alive.
+        spatial: give a map, by a 1×1 convolution in place of the linear layer: a vector for each place.
 
     Shapes:
-        ``(B, *in_shape)`` to ``(B, latent_dim)``.
+        ``(B, *in_shape)`` to ``(B, latent_dim)``, or ``(B, latent_dim, *spatial)`` with each size halved as often as
+        there are ``channels``.
 
     Raises:
         ValueError: for sizes that are not positive, an even kernel, unknown names, or a batch of another shape.
@@ -72,19 +74,27 @@ class ConvEncoder(Rebuildable, nn.Module):
         activation: Activation = "relu",
         norm: Norm | None = None,
         bias_init: float = 0.0,
+        spatial: bool = False,
     ) -> None:
         super().__init__()
         self.in_shape = _check(in_shape, channels, kernel_size, "in_shape")
+        latent_dim = check_size(latent_dim, "latent_dim")
         dims = len(self.in_shape) - 1
         layers: list[nn.Module] = []
         for size_in, size_out in zip([self.in_shape[0], *channels[:-1]], channels, strict=True):
             conv = _CONV[dims](size_in, size_out, kernel_size, stride=2, padding=kernel_size // 2)
             initialise(conv, activation, bias_init)
             layers += [conv, *make_norm(norm, size_out, dims), make_activation(activation)]
-        spatial = _halvings(self.in_shape[1:], len(channels))[-1]
-        last = nn.Linear(channels[-1] * math.prod(spatial), check_size(latent_dim, "latent_dim"))
+        places = _halvings(self.in_shape[1:], len(channels))[-1]
+        #: of ``h``, without the batch dimension
+        self.h_shape = (latent_dim, *places) if spatial else (latent_dim,)
+        if spatial:
+            last: nn.Module = _CONV[dims](channels[-1], latent_dim, 1)
+        else:
+            layers.append(nn.Flatten())
+            last = nn.Linear(channels[-1] * math.prod(places), latent_dim)
         initialise(last)
-        self.layers = nn.Sequential(*layers, nn.Flatten(), last)
+        self.layers = nn.Sequential(*layers, last)
 
     def forward(self, x: Tensor) -> Tensor:
         """Encode."""
@@ -100,16 +110,17 @@ class ConvDecoder(Rebuildable, nn.Module):
     so every size on the way down has its way up.
 
     Args:
-        latent_dim: size of ``z``.
+        latent_dim: size of ``z``; its channels if it is a map.
         out_shape: ``(channels, *spatial)`` of the output, with 1 to 3 spatial dimensions of any size.
         channels: input channels of each transposed convolution; the encoder's, reversed.
         kernel_size: odd, at least 3.
         activation: name of the activation; weights are drawn to suit it. None follows the last convolution.
         norm: normalisation before each activation: ``"batch"``, ``"layer"`` or None.
         bias_init: where the hidden biases start.
+        spatial: take a map, by a 1×1 convolution in place of the linear layer.
 
     Shapes:
-        ``(B, latent_dim)`` to ``(B, *out_shape)``.
+        ``(B, latent_dim)``, or the map ``(B, *latent_shape)``, to ``(B, *out_shape)``.
 
     Raises:
         ValueError: for sizes that are not positive, an even kernel, or unknown names.
@@ -131,15 +142,21 @@ class ConvDecoder(Rebuildable, nn.Module):
         activation: Activation = "relu",
         norm: Norm | None = None,
         bias_init: float = 0.0,
+        spatial: bool = False,
     ) -> None:
         super().__init__()
-        self.latent_dim = check_size(latent_dim, "latent_dim")
+        latent_dim = check_size(latent_dim, "latent_dim")
         self.out_shape = _check(out_shape, channels, kernel_size, "out_shape")
         dims = len(self.out_shape) - 1
         sizes = _halvings(self.out_shape[1:], len(channels))[::-1]
-        first = nn.Linear(check_size(latent_dim, "latent_dim"), channels[0] * math.prod(sizes[0]))
-        initialise(first, activation, bias_init)
-        layers: list[nn.Module] = [first, nn.Unflatten(1, (channels[0], *sizes[0]))]
+        #: of ``z``, without the batch dimension
+        self.latent_shape = (latent_dim, *sizes[0]) if spatial else (latent_dim,)
+        if spatial:
+            layers: list[nn.Module] = [_CONV[dims](latent_dim, channels[0], 1)]
+        else:
+            first = nn.Linear(latent_dim, channels[0] * math.prod(sizes[0]))
+            layers = [first, nn.Unflatten(1, (channels[0], *sizes[0]))]
+        initialise(layers[0], activation, bias_init)
         layers += [*make_norm(norm, channels[0], dims), make_activation(activation)]
         ends = [*channels[1:], self.out_shape[0]]
         for i, (size_in, size_out) in enumerate(zip(channels, ends, strict=True)):
@@ -157,6 +174,6 @@ class ConvDecoder(Rebuildable, nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """Decode to pre-activations."""
-        check_input(z, (self.latent_dim,), self)
+        check_input(z, self.latent_shape, self)
         out: Tensor = self.layers(z)
         return out

@@ -37,6 +37,8 @@ class DictionaryEncoder(Rebuildable, nn.Module):
         super().__init__()
         self.in_features = check_size(in_features, "in_features")
         self.num_latents = check_size(num_latents, "num_latents")
+        #: of ``h``, without the batch dimension
+        self.h_shape = (num_latents,)
         self.weight = nn.Parameter(functional.normalize(torch.randn(num_latents, in_features), dim=1))
         self.bias = nn.Parameter(torch.zeros(num_latents))
 
@@ -76,6 +78,8 @@ class DictionaryDecoder(Rebuildable, nn.Module):
         super().__init__()
         self.num_latents = check_size(num_latents, "num_latents")
         self.in_features = check_size(in_features, "in_features")
+        #: of ``z``, without the batch dimension
+        self.latent_shape = (num_latents,)
         self.atoms = nn.Parameter(functional.normalize(torch.randn(num_latents, in_features), dim=1))
 
     @property

@@ -70,7 +70,9 @@ class LinearEncoder(Rebuildable, nn.Linear):
 
     def __init__(self, in_shape: Shape, latent_dim: int, bias: bool = True) -> None:
         self.in_shape = check_shape(in_shape)
-        super().__init__(math.prod(self.in_shape), check_size(latent_dim, "latent_dim"), bias)
+        #: of ``h``, without the batch dimension
+        self.h_shape = (check_size(latent_dim, "latent_dim"),)
+        super().__init__(math.prod(self.in_shape), latent_dim, bias)
         initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -106,11 +108,12 @@ class LinearDecoder(Rebuildable, nn.Module):
         self, latent_dim: int, out_shape: Shape, bias: bool = True, tied_to: LinearEncoder | None = None
     ) -> None:
         super().__init__()
-        self.latent_dim = check_size(latent_dim, "latent_dim")
+        #: of ``z``, without the batch dimension
+        self.latent_shape = (check_size(latent_dim, "latent_dim"),)
         self.out_shape = check_shape(out_shape, "out_shape")
         size = math.prod(self.out_shape)
         if tied_to is None:
-            self.layer: nn.Module = nn.Linear(check_size(latent_dim, "latent_dim"), size, bias)
+            self.layer: nn.Module = nn.Linear(latent_dim, size, bias)
             initialise(self.layer)
         elif tied_to.weight.shape == (latent_dim, size):
             self.layer = TiedLinear(tied_to, bias)
@@ -127,6 +130,6 @@ class LinearDecoder(Rebuildable, nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """Reconstruct."""
-        check_input(z, (self.latent_dim,), self)
+        check_input(z, self.latent_shape, self)
         out: Tensor = self.layer(z)
         return out.reshape(-1, *self.out_shape)

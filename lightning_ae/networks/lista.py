@@ -67,6 +67,8 @@ class LISTAEncoder(Rebuildable, nn.Module):
             raise ValueError(f"weight: expected a finite number >= 0, got {weight}.")
         self.weight = weight
         sizes = (math.prod(self.in_shape), check_size(latent_dim, "latent_dim"))
+        #: of ``h``, without the batch dimension
+        self.h_shape = (latent_dim,)
         # a list, as the decoder is the model's: its weights are not the encoder's as well
         self._decoder = [] if tied_to is None else [tied_to]
         self.register_buffer("start", functional.normalize(torch.randn(sizes[1]), dim=0))

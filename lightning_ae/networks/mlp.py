@@ -66,7 +66,9 @@ class MLPEncoder(Rebuildable, nn.Module):
             linear = nn.Linear(size_in, size_out)
             initialise(linear, activation, bias_init)
             layers += [linear, *make_norm(norm, size_out), make_activation(activation)]
-        last = nn.Linear(sizes[-1], check_size(latent_dim, "latent_dim"))
+        #: of ``h``, without the batch dimension
+        self.h_shape = (check_size(latent_dim, "latent_dim"),)
+        last = nn.Linear(sizes[-1], latent_dim)
         initialise(last, latent_activation)
         layers.append(last)
         if latent_activation != "identity":
@@ -124,10 +126,11 @@ class MLPDecoder(Rebuildable, nn.Module):
         tied_to: MLPEncoder | None = None,
     ) -> None:
         super().__init__()
-        self.latent_dim = check_size(latent_dim, "latent_dim")
+        #: of ``z``, without the batch dimension
+        self.latent_shape = (check_size(latent_dim, "latent_dim"),)
         self.out_shape = check_shape(out_shape, "out_shape")
         sizes = [
-            check_size(latent_dim, "latent_dim"),
+            *self.latent_shape,
             *(check_size(size, "hidden") for size in hidden),
             math.prod(self.out_shape),
         ]
@@ -152,6 +155,6 @@ class MLPDecoder(Rebuildable, nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """Decode to pre-activations."""
-        check_input(z, (self.latent_dim,), self)
+        check_input(z, self.latent_shape, self)
         out: Tensor = self.layers(z)
         return out.reshape(-1, *self.out_shape)

@@ -18,6 +18,7 @@ def mlp_pair(
     norm: Norm | None = None,
     *,
     out_shape: Shape | None = None,
+    h_dim: int | None = None,
     latent_activation: Activation = "identity",
     bias_init: float = 0.0,
     input_transform: InputTransform = "identity",
@@ -32,13 +33,16 @@ def mlp_pair(
         activation: name of the hidden activation.
         norm: ``"batch"``, ``"layer"`` or None.
         out_shape: shape that the decoder gives, if it is not ``in_shape``: see ``loss.params_shape(in_shape)``.
+        h_dim: size that the encoder gives, if it is not ``latent_dim``: mean and log-variance, ``2 * latent_dim``, for
+            a :class:`lightning_ae.GaussianCode`.
         latent_activation: name of an activation on the encoder's output.
         bias_init: where the hidden biases start.
         input_transform: what the encoder does to its input first: ``"log1p"`` for counts.
         tied: whether the decoder uses the encoder's weights, transposed.
 
     Returns:
-        The encoder, ``(B, *in_shape)`` to ``(B, latent_dim)``, and the decoder back to ``(B, *out_shape)``.
+        The encoder, ``(B, *in_shape)`` to ``(B, h_dim)``, and the decoder from ``(B, latent_dim)`` back to
+        ``(B, *out_shape)``.
 
     Raises:
         ValueError: as :class:`MLPEncoder` and :class:`MLPDecoder`.
@@ -48,7 +52,8 @@ def mlp_pair(
         >>> decoder.layers[0].weight is encoder.linears()[-1].weight
         True
     """
-    encoder = MLPEncoder(in_shape, latent_dim, hidden, activation, norm, latent_activation, bias_init, input_transform)
+    h_dim = latent_dim if h_dim is None else h_dim
+    encoder = MLPEncoder(in_shape, h_dim, hidden, activation, norm, latent_activation, bias_init, input_transform)
     out_shape = in_shape if out_shape is None else out_shape
     tied_to = encoder if tied else None
     return encoder, MLPDecoder(latent_dim, out_shape, tuple(hidden)[::-1], activation, norm, bias_init, tied_to)
@@ -63,22 +68,28 @@ def conv_pair(
     norm: Norm | None = None,
     *,
     out_shape: Sequence[int] | None = None,
+    h_dim: int | None = None,
     bias_init: float = 0.0,
+    spatial: bool = False,
 ) -> tuple[ConvEncoder, ConvDecoder]:
     """Two convolutional networks with mirrored channels.
 
     Args:
         in_shape: ``(channels, *spatial)`` of one example.
-        latent_dim: size of the latent.
+        latent_dim: size of the latent; its channels if it is a map.
         channels: the encoder's channels; the decoder has them reversed.
         kernel_size: odd, at least 3.
         activation: name of the activation.
         norm: ``"batch"``, ``"layer"`` or None.
         out_shape: shape that the decoder gives, if it is not ``in_shape``: see ``loss.params_shape(in_shape)``.
+        h_dim: size that the encoder gives, if it is not ``latent_dim``: mean and log-variance, ``2 * latent_dim``, for
+            a :class:`lightning_ae.GaussianCode`.
         bias_init: where the hidden biases start.
+        spatial: make the latent a map of ``latent_dim`` channels, its sizes halved as often as there are ``channels``.
 
     Returns:
-        The encoder, ``(B, *in_shape)`` to ``(B, latent_dim)``, and the decoder back to ``(B, *out_shape)``.
+        The encoder, ``(B, *in_shape)`` to ``(B, h_dim)``, and the decoder from ``(B, latent_dim)`` back to
+        ``(B, *out_shape)``; maps have their sizes after ``h_dim`` and ``latent_dim``.
 
     Raises:
         ValueError: as :class:`ConvEncoder` and :class:`ConvDecoder`.
@@ -87,8 +98,11 @@ def conv_pair(
         >>> encoder, decoder = conv_pair((1, 28, 28), 16)
         >>> decoder.out_shape
         (1, 28, 28)
+        >>> conv_pair((1, 28, 28), 16, spatial=True)[1].latent_shape
+        (16, 7, 7)
     """
     out_shape = in_shape if out_shape is None else out_shape
-    encoder = ConvEncoder(in_shape, latent_dim, channels, kernel_size, activation, norm, bias_init)
+    h_dim = latent_dim if h_dim is None else h_dim
+    encoder = ConvEncoder(in_shape, h_dim, channels, kernel_size, activation, norm, bias_init, spatial)
     mirrored = tuple(channels)[::-1]
-    return encoder, ConvDecoder(latent_dim, out_shape, mirrored, kernel_size, activation, norm, bias_init)
+    return encoder, ConvDecoder(latent_dim, out_shape, mirrored, kernel_size, activation, norm, bias_init, spatial)

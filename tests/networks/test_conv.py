@@ -84,3 +84,24 @@ def test_bias_init_is_where_the_hidden_biases_start():
     assert all(m.bias.eq(0.05).all() for m in hidden if hasattr(m, "bias"))
     assert encoder.layers[-1].bias.eq(0).all()
     assert decoder.layers[-1].bias.eq(0).all()
+
+
+@pytest.mark.parametrize(("dims", "size"), SIZES[::4], ids=str)
+def test_a_map_has_the_size_halved_once_a_convolution_and_leads_back_to_the_input(dims, size):
+    shape = (2, *size)
+    encoder, decoder = conv_pair(shape, 3, channels=(4, 6), spatial=True, h_dim=5)
+    places = tuple(-(-n // 4) for n in size)
+    assert encoder(torch.randn(2, *shape)).shape == (2, 5, *places) == (2, *encoder.h_shape)
+    assert decoder.latent_shape == (3, *places)
+    assert decoder(torch.randn(2, 3, *places)).shape == (2, *shape)
+
+
+def test_a_place_of_a_map_sees_its_own_part_of_the_input_only():
+    encoder, decoder = conv_pair((1, 16, 16), 2, channels=(4, 6), activation="tanh", spatial=True)
+    seen = torch.func.jacrev(encoder)(torch.randn(1, 1, 16, 16))[0, :, 0, 0, 0, 0].abs().sum(0)
+    assert seen[:4, :4].gt(0).all()
+    assert seen[4:].eq(0).all()
+    assert seen[:, 4:].eq(0).all()
+    drawn = torch.func.jacrev(decoder)(torch.randn(1, 2, 4, 4))[0, 0, :, :, 0, :, 0, 0].abs().sum(-1)
+    assert drawn[:4, :4].gt(0).all()
+    assert drawn[5:].eq(0).all()

@@ -4,6 +4,9 @@ import pytest
 import torch
 
 from lightning_ae import (
+    Autoencoder,
+    Code,
+    CodeOutput,
     ConvDecoder,
     ConvEncoder,
     LinearDecoder,
@@ -103,3 +106,27 @@ def test_a_number_is_the_flat_shape():
     assert check_shape([1, 8, 8]) == (1, 8, 8)
     assert LinearEncoder(5, 2)(torch.zeros(3, 5)).shape == (3, 2)
     assert LinearDecoder(2, 5)(torch.zeros(3, 2)).shape == (3, 5)
+
+
+class Halves(Code):
+    """Takes twice what it gives."""
+
+    def forward(self, h):
+        return CodeOutput(h[:, ::2], {})
+
+    def h_shape(self, latent_shape):
+        return (2 * latent_shape[0], *latent_shape[1:])
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [lambda h: mlp_pair(6, 2, (5,), h_dim=h), lambda h: conv_pair((1, 6), 2, (4,), h_dim=h, spatial=True)],
+)
+def test_an_encoder_that_gives_another_size_than_the_code_takes_is_refused(pair):
+    with pytest.raises(ValueError, match=r"encoder: for Halves and .* latents \(2,.*must give \(4,.*got \(2,"):
+        Autoencoder(*pair(None), code=Halves())
+    with pytest.raises(ValueError, match=r"encoder: for Identity .*must give \(2,.*got \(4,"):
+        Autoencoder(*pair(4))
+    encoder, decoder = pair(4)
+    x = torch.zeros(3, *encoder.in_shape)
+    assert Autoencoder(encoder, decoder, code=Halves()).reconstruct(x).shape == x.shape
