@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
@@ -138,8 +137,10 @@ class GaussianCode(KeepsAttributes, Code):
         """Shape of the latent for an encoder's output of this shape (both without the batch dimension)."""
         first, *rest = h_shape
         if self.covariance == "full":
-            size = (math.isqrt(9 + 8 * first) - 3) // 2
-            if rest or size < 1 or size * (size + 3) // 2 != first:
+            size = 1
+            while size * (size + 3) < 2 * first:
+                size += 1
+            if rest or size * (size + 3) != 2 * first:
                 raise ValueError(
                     "h: expected (B, 2D + D(D-1)/2), mean and lower triangle of D latents with full covariance, got "
                     f"(B, {', '.join(map(str, h_shape))})."

@@ -44,15 +44,15 @@ class VariationalAutoencoder(Autoencoder):
 
     Raises:
         TypeError: if the code is none of Gaussians.
-        ValueError: if the encoder's output does not fit the decoder's latent, where both are known.
+        ValueError: as :class:`Autoencoder`.
 
     Source: Kingma & Welling 2014, https://arxiv.org/abs/1312.6114; Rybkin et al. 2021,
     https://arxiv.org/abs/2006.13202 (learned scale); Lucas et al. 2019, https://arxiv.org/abs/1911.02469 (the linear
     case).
 
     Example:
-        >>> from lightning_ae import BernoulliNLL, MLPDecoder, MLPEncoder
-        >>> model = VariationalAutoencoder(MLPEncoder((1, 8, 8), 6), MLPDecoder(3, (1, 8, 8)), BernoulliNLL())
+        >>> from lightning_ae import BernoulliNLL, mlp_pair
+        >>> model = VariationalAutoencoder(*mlp_pair((1, 8, 8), 3, h_dim=6), BernoulliNLL())
         >>> model.sample(5).shape
         torch.Size([5, 1, 8, 8])
         >>> model.log_likelihood(torch.ones(2, 1, 8, 8), num_samples=100).shape
@@ -74,12 +74,6 @@ class VariationalAutoencoder(Autoencoder):
             raise TypeError(f"code: expected a GaussianCode, got a {type(code).__name__}.")
         loss = GaussianNLL(learn_scale=True) if loss is None else loss
         super().__init__(encoder, decoder, loss, code=GaussianCode() if code is None else code, **kwargs)
-        given, latent = getattr(encoder, "h_shape", None), self._latent_shape()
-        if given is not None and latent is not None and tuple(given) != self.code.h_shape(latent):
-            raise ValueError(
-                f"encoder: for the decoder's latent {latent} and this code it must give {self.code.h_shape(latent)}, "
-                f"got {tuple(given)}."
-            )
 
     def _latent_shape(self) -> tuple[int, ...] | None:
         shape = getattr(self.decoder, "latent_shape", None)
