@@ -34,7 +34,7 @@ def test_the_yaml_recipe_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["lightning-ae"])
     monkeypatch.chdir(tmp_path)
     quiet = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
-    run = main(["fit", "-c", str(RECIPES / "conv_digits.yaml"), "--trainer.fast_dev_run=2", *quiet])
+    run = main(["fit", "-c", str(RECIPES / "variants" / "conv.yaml"), "--trainer.fast_dev_run=2", *quiet])
     assert run.trainer.global_step == 2
 
 
