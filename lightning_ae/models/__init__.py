@@ -9,6 +9,7 @@ from lightning_ae.models.linear import LinearAutoencoder
 from lightning_ae.models.mlp import MLPAutoencoder
 from lightning_ae.models.saelens import load_saelens, save_saelens
 from lightning_ae.models.sparse import SparseAutoencoder
+from lightning_ae.models.stacked import StackedAutoencoder
 from lightning_ae.models.variational import VariationalAutoencoder
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "LinearAutoencoder",
     "MLPAutoencoder",
     "SparseAutoencoder",
+    "StackedAutoencoder",
     "VariationalAutoencoder",
     "load_saelens",
     "save_saelens",
