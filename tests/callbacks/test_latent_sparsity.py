@@ -261,7 +261,7 @@ VARIANTS = {
     "denoising": lambda: ae.DenoisingAutoencoder((1, 8, 8), 3, hidden=(8,)),
     "contractive": lambda: ae.ContractiveAutoencoder((1, 8, 8), 3, hidden=(8,)),
     "sparse": lambda: ae.SparseAutoencoder(*ae.mlp_pair((1, 8, 8), 3, hidden=(8,))),
-    "stacked": lambda: ae.StackedAutoencoder([ae.MLPAutoencoder((1, 8, 8), 5, hidden=(8,)), ae.LinearAutoencoder(5, 3)]),
+    "stacked": lambda: ae.StackedAutoencoder([ae.LinearAutoencoder((1, 8, 8), 5), ae.LinearAutoencoder(5, 3)]),
     "sparse box": lambda: ae.Autoencoder(*ae.mlp_pair((1, 8, 8), 3, hidden=(8,)), code=HalfGaussian(3)),
     "variational": lambda: ae.VariationalAutoencoder(
         ae.MLPEncoder((1, 8, 8), 6, hidden=(8,)), ae.MLPDecoder(3, (1, 8, 8), hidden=(8,))
