@@ -5,12 +5,15 @@ The flow is ``x → corruption → encoder → code → decoder → loss → ter
 """
 
 from lightning_ae.callbacks import (
+    CosineSchedule,
+    CyclicalSchedule,
     DeadReLUMonitor,
     DeadUnitReviver,
     DiagnosticsReport,
     Finding,
     GradientSaturationMonitor,
     LatentSparsityMonitor,
+    LinearSchedule,
     PredictionWriter,
     Report,
     diagnose,
@@ -21,6 +24,7 @@ from lightning_ae.codes import (
     BatchTopKCode,
     Code,
     CodeOutput,
+    FiniteScalarQuantizerCode,
     GatedCode,
     GaussianCode,
     Identity,
@@ -31,6 +35,7 @@ from lightning_ae.codes import (
     SoftThresholdCode,
     SparseCode,
     TopKCode,
+    VectorQuantizerCode,
     soft_threshold,
 )
 from lightning_ae.corruption import Corruption, GaussianNoise, MaskingNoise, SaltAndPepper
@@ -92,6 +97,7 @@ from lightning_ae.models import (
     SparseAutoencoder,
     StackedAutoencoder,
     VariationalAutoencoder,
+    VectorQuantizedAutoencoder,
     load_saelens,
     save_saelens,
 )
@@ -144,6 +150,8 @@ __all__ = [
     "ConvDecoder",
     "ConvEncoder",
     "Corruption",
+    "CosineSchedule",
+    "CyclicalSchedule",
     "DeadReLUMonitor",
     "DeadUnitReviver",
     "DenoisingAutoencoder",
@@ -156,6 +164,7 @@ __all__ = [
     "FeatureDensity",
     "FeatureLoss",
     "Finding",
+    "FiniteScalarQuantizerCode",
     "FractionVarianceUnexplained",
     "GatedCode",
     "GaussianCode",
@@ -177,6 +186,7 @@ __all__ = [
     "LinearAutoencoder",
     "LinearDecoder",
     "LinearEncoder",
+    "LinearSchedule",
     "LossRecovered",
     "MLPAutoencoder",
     "MLPDecoder",
@@ -210,6 +220,8 @@ __all__ = [
     "TorchvisionFeatures",
     "Total",
     "VariationalAutoencoder",
+    "VectorQuantizedAutoencoder",
+    "VectorQuantizerCode",
     "VisionDataModule",
     "WeightPrior",
     "WeightedLoss",

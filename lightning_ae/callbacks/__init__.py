@@ -1,4 +1,4 @@
-"""Callbacks: monitors that see why a model does not learn, reports and remedies, and predictions on disk."""
+"""Callbacks: monitors that see why a model does not learn, reports and remedies, schedules, and predictions on disk."""
 
 from lightning_ae.callbacks.dead_relu import DeadReLUMonitor
 from lightning_ae.callbacks.diagnose import diagnose
@@ -8,14 +8,18 @@ from lightning_ae.callbacks.latent_sparsity import LatentSparsityMonitor
 from lightning_ae.callbacks.predictions import PredictionWriter, load_predictions
 from lightning_ae.callbacks.report import DiagnosticsReport, Report
 from lightning_ae.callbacks.revive import DeadUnitReviver
+from lightning_ae.callbacks.schedules import CosineSchedule, CyclicalSchedule, LinearSchedule
 
 __all__ = [
+    "CosineSchedule",
+    "CyclicalSchedule",
     "DeadReLUMonitor",
     "DeadUnitReviver",
     "DiagnosticsReport",
     "Finding",
     "GradientSaturationMonitor",
     "LatentSparsityMonitor",
+    "LinearSchedule",
     "PredictionWriter",
     "Report",
     "diagnose",

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from lightning_ae.callbacks.eager import Eager
 from lightning_ae.callbacks.probe.counters import Key, reduce_and_read
 from lightning_ae.callbacks.probe.histograms import log_histogram
 from lightning_ae.callbacks.probe.monitor import Monitor, SiteInfo, first_tensor
@@ -35,7 +36,7 @@ class Probe:
         self.monitors: list[Monitor] = []
         self.watch = Watch()
         self._open: OpenWatch | None = None
-        self._stance: Any = None
+        self._eager: Eager | None = None
         self._listening: list[Monitor] = []
         self._looking = False
         self._fresh = False
@@ -84,8 +85,7 @@ class Probe:
         self.watch.unit_dim = options["unit_dim"]
         self.watch.exclude = ("penalties",) if isinstance(module, Autoencoder) else ()
         mask = None if options["mask_fn"] is None else options["mask_fn"](batch).to(module.device, torch.float32)
-        # compiled code has no hooks, and would have to be traced again to get them
-        self._stance = torch.compiler.set_stance("force_eager")
+        self._eager = Eager()
         self._open = self.watch.open(module, self._listening, mask)
         self._looking = True
 
@@ -126,9 +126,9 @@ class Probe:
         if self._open is not None:
             self._open.close()
             self._open = None
-        if self._stance is not None:
-            self._stance.__exit__(None, None, None)
-            self._stance = None
+        if self._eager is not None:
+            self._eager.close()
+            self._eager = None
 
     # -- reading ----------------------------------------------------------------------------------------------
 

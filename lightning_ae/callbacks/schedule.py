@@ -1,0 +1,272 @@
+"""What the schedules share: when a number of the model is set, that it is read, and how it is logged and resumed."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+
+from lightning_ae.callbacks.eager import Eager
+from lightning_ae.callbacks.reads import Read, Reads
+from lightning_ae.callbacks.targets import Target
+from lightning_ae.models.recorder import _is_log_step
+
+
+class Schedule(L.Callback):
+    r"""Base of the schedules: :math:`v(t) = a + (b - a)\,s(t)`; a subclass gives the share :math:`s`.
+
+    See :class:`LinearSchedule` for what all of them have in common.
+    """
+
+    def __init__(
+        self,
+        attribute: str,
+        start: float,
+        end: float,
+        *,
+        begin: int | float = 0,
+        duration: int | float = 1.0,
+        whole: bool = False,
+    ) -> None:
+        super().__init__()
+        if not isinstance(attribute, str):
+            raise TypeError(f"attribute: expected a dotted path, got {attribute!r}.")
+        if not all(attribute.split(".")):
+            raise ValueError(f"attribute: expected a dotted path, got {attribute!r}.")
+        for name, number in (("start", start), ("end", end), ("begin", begin), ("duration", duration)):
+            if isinstance(number, bool) or not isinstance(number, (int, float)):
+                raise TypeError(f"{name}: expected a number, got {number!r} of type {type(number).__name__}.")
+            if not math.isfinite(number):
+                raise ValueError(f"{name}: expected a finite number, got {number}.")
+        if begin < 0 or (isinstance(begin, float) and begin >= 1):
+            raise ValueError(f"begin: expected steps >= 0 (an int) or a fraction in [0, 1) (a float), got {begin!r}.")
+        if duration <= 0 or (isinstance(duration, float) and duration > 1):
+            expected = "steps >= 1 (an int) or a fraction in (0, 1] (a float)"
+            raise ValueError(f"duration: expected {expected}, got {duration!r}.")
+        self.attribute = attribute
+        self.start, self.end = start, end
+        self.begin, self.duration = begin, duration
+        self.whole = whole
+        self._target: Target | None = None
+        self._total: int | None = None
+        self._current: float | None = None
+        self._planned = False
+        self._checked = False  # kept in checkpoints: a resumed run need not run a batch eagerly
+        self._said = False
+        self._session: _Session | None = None
+
+    @abstractmethod
+    def share(self, step: int, duration: int) -> float:
+        """How far it is from ``start`` (0) to ``end`` (1), ``step`` steps after its beginning, before its end."""
+
+    def span(self, total: int | None = None) -> tuple[int, int]:
+        """The steps at which it begins and ends.
+
+        Args:
+            total: steps of the run; None if unknown.
+
+        Raises:
+            ValueError: if it is unknown, and the schedule is in fractions of it.
+        """
+        fraction = next((x for x in (self.begin, self.duration) if isinstance(x, float) and x > 0), None)
+        if total is None and fraction is not None:
+            raise ValueError(
+                f"duration: {type(self).__name__}({self.attribute!r}) is in fractions of the run ({fraction}), whose "
+                "length is unknown: give begin and duration as whole numbers of steps, or set max_steps."
+            )
+        run = total or 0
+        first = round(self.begin * run) if isinstance(self.begin, float) else self.begin
+        if not isinstance(self.duration, float):
+            return first, first + self.duration
+        # rounded once where both are fractions, so that 0.3 and 0.7 end with the run
+        last = round(
+            (self.begin + self.duration) * run if isinstance(self.begin, float) else first + self.duration * run
+        )
+        return first, max(last, first + 1)
+
+    def value(self, step: int, total: int | None = None) -> float:
+        """The value for an optimizer step of a run of ``total`` steps."""
+        first, last = self.span(total)
+        if step >= last:
+            value = float(self.end)
+        elif step <= first:
+            value = float(self.start)
+        else:
+            value = float(self.start + (self.end - self.start) * self.share(step - first, last - first))
+        return round(value) if self.whole else value
+
+    # -- Lightning --------------------------------------------------------------------------------------------
+
+    @property
+    def state_key(self) -> str:
+        """One for each attribute, and settings."""
+        return self._generate_state_key(
+            attribute=self.attribute, start=self.start, end=self.end, begin=self.begin, duration=self.duration
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Whether it was seen to that the attribute is read; the value itself follows from the step."""
+        return {"checked": self._checked}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take it up."""
+        self._checked = state_dict["checked"]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the model."""
+        return {**self.__dict__, "_target": None, "_session": None}
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Find the attribute."""
+        self._target = Target(pl_module, self.attribute, self.whole)
+        self._planned = self._said = False
+        self._current = None
+        earlier = _all(trainer)[: _all(trainer).index(self)]
+        same = [s for s in earlier if s._target is not None and s._target.place == self._target.place]
+        if same:
+            raise ValueError(
+                f"attribute: {self.attribute!r} has two schedules, {type(same[0]).__name__}({same[0].attribute!r}) and "
+                f"{type(self).__name__}({self.attribute!r})."
+            )
+
+    def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Set the value with which the run begins."""
+        self._set(trainer, pl_module)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Set the value with which the run begins; warn if it ends before the schedule."""
+        self._current = None  # a checkpoint may have brought another
+        self._set(trainer, pl_module)
+        total, last = self._total, self.span(self._total)[1]
+        if total is not None and last > total and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self._said = True
+            reached = self.value(max(total - 1, 0), total)
+            rank_zero_warn(
+                f"{self._name}: the run ends at step {total}, before the schedule does at {last}: it will reach "
+                f"{reached:g} instead of {self.end:g}. Train for longer, or shorten the schedule."
+            )
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Set all schedules' values, then begin to see whether they are read."""
+        schedules = _all(trainer)
+        if schedules[0] is not self:
+            return
+        for schedule in schedules:
+            schedule._set(trainer, pl_module)
+        self._leave()
+        step = _step(trainer, pl_module)
+        active = [s for s in schedules if not s._checked and step >= s.span(s._total)[0]]
+        if active:
+            self._session = _Session(active)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Warn of what was not read; log on log steps."""
+        if self._session is not None:
+            session, self._session = self._session, None
+            session.close()
+            session.report()
+        if _all(trainer)[0] is self and _is_log_step(trainer):
+            self._publish(trainer)
+            step = trainer.fit_loop.epoch_loop._batches_that_stepped
+            values = {f"schedule/{s.attribute}": s._current for s in _all(trainer) if s._current is not None}
+            for logger in trainer.loggers:
+                logger.log_metrics(values, step=step)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """For what watches metrics after validation."""
+        if trainer.state.fn == "fit":
+            self._publish(trainer)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """For what watches metrics at the end of an epoch."""
+        self._leave()
+        self._publish(trainer)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Warn if the run was shorter than was to be foreseen."""
+        done, last = _step(trainer, pl_module), self.span(self._total)[1]
+        if done < last and not self._said and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            rank_zero_warn(
+                f"{self._name}: the run has ended at step {done}, before the schedule did at {last}: it has reached "
+                f"{self._current:g} instead of {self.end:g}."
+            )
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Leave nothing behind."""
+        self._leave()
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Leave nothing behind."""
+        self._leave()
+        self._target = None
+
+    @property
+    def _name(self) -> str:
+        return f"{type(self).__name__}({self.attribute!r})"
+
+    def _leave(self) -> None:
+        if self._session is not None:
+            self._session.close()
+            self._session = None
+
+    def _set(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        assert self._target is not None
+        if not self._planned:
+            estimate = trainer.estimated_stepping_batches
+            self._total = int(estimate) if 0 < estimate < math.inf else None
+            self._planned = True
+        value = self.value(_step(trainer, module), self._total)
+        if value != self._current:
+            self._target.set(value)
+            self._current = value
+
+    def _publish(self, trainer: L.Trainer) -> None:
+        for schedule in _all(trainer):
+            if schedule._current is not None:
+                trainer.callback_metrics[f"schedule/{schedule.attribute}"] = torch.tensor(schedule._current)
+
+
+class _Session:
+    """One batch in which it is seen which attributes are read."""
+
+    def __init__(self, schedules: list[Schedule]) -> None:
+        self.schedules = schedules
+        self.reads = Reads()
+        self.eager = Eager()
+        self.found: list[Read] = []
+        try:
+            self.found = [self.reads.watch(s._target) for s in schedules if s._target is not None]
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        self.reads.close()
+        self.eager.close()
+
+    def report(self) -> None:
+        for schedule, found in zip(self.schedules, self.found, strict=True):
+            schedule._checked = True
+            if not found.seen and schedule._target is not None:
+                rank_zero_warn(
+                    f"{schedule._name}: it was set and nothing read it while a batch was trained on, so the schedule "
+                    f"has no effect. Is it this attribute of {type(schedule._target.owner).__name__} that the loss "
+                    "depends on?"
+                )
+
+
+def _all(trainer: L.Trainer) -> list[Schedule]:
+    return [callback for callback in trainer.callbacks if isinstance(callback, Schedule)]  # type: ignore[attr-defined]
+
+
+def _step(trainer: L.Trainer, module: L.LightningModule) -> int:
+    # with manual optimization there may be any number of optimizer steps in a batch
+    return trainer.global_step if module.automatic_optimization else trainer.fit_loop.epoch_loop._batches_that_stepped
