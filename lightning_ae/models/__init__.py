@@ -7,6 +7,7 @@ from lightning_ae.models.denoising import DenoisingAutoencoder
 from lightning_ae.models.dictionary import DictionaryAutoencoder
 from lightning_ae.models.linear import LinearAutoencoder
 from lightning_ae.models.mlp import MLPAutoencoder
+from lightning_ae.models.quantized import VectorQuantizedAutoencoder
 from lightning_ae.models.saelens import load_saelens, save_saelens
 from lightning_ae.models.sparse import SparseAutoencoder
 from lightning_ae.models.stacked import StackedAutoencoder
@@ -24,6 +25,7 @@ __all__ = [
     "SparseAutoencoder",
     "StackedAutoencoder",
     "VariationalAutoencoder",
+    "VectorQuantizedAutoencoder",
     "load_saelens",
     "save_saelens",
 ]

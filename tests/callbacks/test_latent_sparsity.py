@@ -266,6 +266,9 @@ VARIANTS = {
     "variational": lambda: ae.VariationalAutoencoder(
         ae.MLPEncoder((1, 8, 8), 6, hidden=(8,)), ae.MLPDecoder(3, (1, 8, 8), hidden=(8,))
     ),
+    "vector quantized": lambda: ae.VectorQuantizedAutoencoder(
+        *ae.mlp_pair((1, 8, 8), 4, hidden=(8,)), code=ae.VectorQuantizerCode(8, 2)
+    ),
 }
 
 
