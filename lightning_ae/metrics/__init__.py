@@ -13,6 +13,7 @@ from lightning_ae.metrics.dictionary import (
 from lightning_ae.metrics.downstream import LossRecovered, loss_recovered
 from lightning_ae.metrics.latents import active_units, codebook_usage, effective_rank, kl_per_dimension, perplexity
 from lightning_ae.metrics.reconstruction import reconstruction_metrics
+from lightning_ae.metrics.scales import ScaleError
 from lightning_ae.metrics.sparsity import gini, hoyer, l0, lifetime_sparsity, population_sparsity
 from lightning_ae.metrics.subspace import SubspaceAngle, subspace_angles
 from lightning_ae.metrics.variance import FractionVarianceUnexplained
@@ -22,6 +23,7 @@ __all__ = [
     "FeatureDensity",
     "FractionVarianceUnexplained",
     "LossRecovered",
+    "ScaleError",
     "Shrinkage",
     "SubspaceAngle",
     "active_units",

@@ -7,6 +7,7 @@ from lightning_ae.models.denoising import DenoisingAutoencoder
 from lightning_ae.models.dictionary import DictionaryAutoencoder
 from lightning_ae.models.linear import LinearAutoencoder
 from lightning_ae.models.mlp import MLPAutoencoder
+from lightning_ae.models.multi_scale import MultiScaleAutoencoder, MultiScaleOutput, optimal_gains
 from lightning_ae.models.quantized import VectorQuantizedAutoencoder
 from lightning_ae.models.saelens import load_saelens, save_saelens
 from lightning_ae.models.sparse import SparseAutoencoder
@@ -22,10 +23,13 @@ __all__ = [
     "DictionaryAutoencoder",
     "LinearAutoencoder",
     "MLPAutoencoder",
+    "MultiScaleAutoencoder",
+    "MultiScaleOutput",
     "SparseAutoencoder",
     "StackedAutoencoder",
     "VariationalAutoencoder",
     "VectorQuantizedAutoencoder",
     "load_saelens",
+    "optimal_gains",
     "save_saelens",
 ]

@@ -262,6 +262,11 @@ VARIANTS = {
     "contractive": lambda: ae.ContractiveAutoencoder((1, 8, 8), 3, hidden=(8,)),
     "sparse": lambda: ae.SparseAutoencoder(*ae.mlp_pair((1, 8, 8), 3, hidden=(8,))),
     "stacked": lambda: ae.StackedAutoencoder([ae.LinearAutoencoder((1, 8, 8), 5), ae.LinearAutoencoder(5, 3)]),
+    "multi scale": lambda: ae.MultiScaleAutoencoder(
+        ae.MLPEncoder((1, 8, 8), 3, hidden=(8,)),
+        ae.scale_decoders(ae.BlockMean(4), (1, 8, 8), 3, hidden=(8,)),
+        ae.BlockMean(4),
+    ),
     "sparse box": lambda: ae.Autoencoder(*ae.mlp_pair((1, 8, 8), 3, hidden=(8,)), code=HalfGaussian(3)),
     "variational": lambda: ae.VariationalAutoencoder(
         ae.MLPEncoder((1, 8, 8), 6, hidden=(8,)), ae.MLPDecoder(3, (1, 8, 8), hidden=(8,))
