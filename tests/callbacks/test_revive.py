@@ -183,7 +183,28 @@ def layer_norm():
     return net, (6,), {"net.1.weight": (0, [3]), "net.1.bias": (0, [3]), "net.3.weight": (1, [3])}
 
 
+def unflattened():
+    layers = [nn.Linear(6, 4 * 9), nn.Unflatten(1, (4, 3, 3)), nn.ReLU(), nn.ConvTranspose2d(4, 1, 3, stride=2)]
+    net = nn.Sequential(*layers)
+    rows = [*range(9, 18), *range(27, 36)]
+    kill(net[0], rows)
+    net.units = [1, 3]
+    return net, (6,), {"net.0.weight": (0, rows), "net.0.bias": (0, rows), "net.3.weight": (0, [1, 3])}
+
+
+def unflattened_bn():
+    layers = [nn.Linear(6, 4 * 9), nn.Unflatten(1, (4, 3, 3)), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 3)]
+    net = nn.Sequential(*layers)
+    kill(net[2], [1, 3])
+    rows = [*range(9, 18), *range(27, 36)]
+    net.units = [1, 3]
+    names = ["net.2.weight", "net.2.bias", "net.2.running_mean", "net.2.running_var"]
+    linear = {"net.0.weight": (0, rows), "net.0.bias": (0, rows)}
+    return net, (6,), {**linear, **{name: (0, [1, 3]) for name in names}, "net.4.weight": (1, [1, 3])}
+
+
 ORACLES = [mlp, conv_bn, conv_flatten, transposed, functional_relu, pooled, products, layer_norm]
+ORACLES += [unflattened, unflattened_bn]
 
 
 def mask_of(tensor, dim, index):
@@ -239,7 +260,7 @@ def test_renewed_units_fire_and_are_used_again(make_trainer, make):
     model = Net(net)
     run(make_trainer, model, x, reviver, max_epochs=4)
     found = [units for epoch, _, units in reviver.history if epoch == 0]
-    dead = changed[next(iter(changed))][1]
+    dead = getattr(net, "units", changed[next(iter(changed))][1])
     assert found == [dead]
     assert all(epoch == 0 for epoch, _, _ in reviver.history), "they were still dead later"
     name, (dim, index) = list(changed.items())[-1]
@@ -292,7 +313,10 @@ def test_a_model_whose_layers_are_dead_altogether_comes_back_to_life(make_traine
     assert (net(x).std(0) > 0.01).all()
 
 
-@pytest.mark.parametrize(("make", "shift"), [(mlp, "net.0.bias"), (conv_bn, "net.1.bias"), (transposed, "net.0.bias")])
+@pytest.mark.parametrize(
+    ("make", "shift"),
+    [(mlp, "net.0.bias"), (conv_bn, "net.1.bias"), (transposed, "net.0.bias"), (unflattened, "net.0.bias")],
+)
 def test_bias_moves_only_the_bias_or_shift_of_dead_units(make_trainer, make, shift):
     net, shape, changed = make()
     model = Net(net)
@@ -302,6 +326,19 @@ def test_bias_moves_only_the_bias_or_shift_of_dead_units(make_trainer, make, shi
         if name == shift:
             expected[changed[shift][1]] += 0.25
         assert torch.equal(after.weights[name], expected), name
+
+
+def test_all_sites_of_our_convolutional_autoencoder_can_be_revived(make_trainer):
+    model, x = ae.ConvAutoencoder((1, 8, 8), 3, channels=(4, 6)), torch.rand(N, 1, 8, 8)
+    kill(model.encoder.layers[2], [1])
+    kill(model.decoder.layers[0], list(range(2 * 4, 3 * 4)))
+    kill(model.decoder.layers[3], [3])
+    reviver = DeadUnitReviver()
+    make_trainer(max_epochs=2, callbacks=reviver).fit(model, loader(x), loader(x))
+    revived = {site: units for epoch, site, units in reviver.history if epoch == 0}
+    assert 1 in revived["encoder.layers.3"]
+    assert 2 in revived["decoder.layers.2"]
+    assert 3 in revived["decoder.layers.4"]
 
 
 def test_bias_goes_on_until_the_unit_fires(make_trainer):

@@ -40,6 +40,8 @@ class Origin:
         norm: names of scale and shift of a normalisation in between.
         site: the activation that they have passed.
         repeat: neighbouring positions on ``unit_dim`` that belong to one unit.
+        rows: neighbouring rows of the weight, and entries of the bias, that make one unit: more than one where a vector
+            became a (C, H, W) map.
     """
 
     unit_dim: int
@@ -49,6 +51,7 @@ class Origin:
     norm: tuple[str, ...] = ()
     site: Any = None
     repeat: int = 1
+    rows: int = 1
 
 
 _MATMUL = (torch.matmul, torch.mm, Tensor.matmul, Tensor.__matmul__, Tensor.mm)
@@ -291,12 +294,19 @@ def _moved(
             return source
         if unit == 1 and out.ndim == 2 < tensor.ndim and out.shape[0] == tensor.shape[0] and tensor.numel():
             return replace(source, unit_dim=-1, repeat=tensor[0, 0].numel() * source.repeat)
+        if unit == 1 and tensor.ndim == 2 and out.ndim >= 4 and len(out) == len(tensor) and _is_fresh(source):
+            return replace(source, unit_dim=1 - out.ndim, rows=out[0, 0].numel()) if out.numel() else None
         long, there = ([i for i, size in enumerate(t.shape) if size != 1] for t in (tensor, out))
         if unit in long and [tensor.shape[i] for i in long] == [out.shape[i] for i in there]:
             return replace(source, unit_dim=there[long.index(unit)] - out.ndim)  # axes of length 1 came or went
         return None
     same = out.ndim == tensor.ndim and out.shape[source.unit_dim] == tensor.shape[source.unit_dim]
     return source if same else None
+
+
+def _is_fresh(source: Origin) -> bool:
+    """Whether it is as its weight made it."""
+    return source.site is None and not source.norm and source.repeat == 1
 
 
 def same_numbers(tensor: Tensor, other: Tensor) -> bool:

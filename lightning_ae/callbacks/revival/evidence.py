@@ -42,6 +42,7 @@ class Facts:
         unit_dim: their axis in the activation, counted from the end.
         low: the lower end, at and below which a unit is dead; None if the activation has no hard zero.
         weight: name of the parameter that makes them, ``weight_dim`` its axis of the units; ``bias`` that of the bias.
+        rows: neighbouring entries on these axes that make one unit.
         norm: names of scale and shift of a normalisation in between.
         readers: the weights that read them; ``unknown_readers`` if there may be more.
     """
@@ -52,6 +53,7 @@ class Facts:
     weight: str | None = None
     weight_dim: int = 0
     bias: str | None = None
+    rows: int = 1
     norm: tuple[str, ...] = ()
     readers: set[Reader] = field(default_factory=set)
     unknown_readers: bool = False
@@ -127,6 +129,7 @@ class Evidence:
             made = site.origin
             if made is not None and made.repeat == 1:
                 facts.weight, facts.weight_dim, facts.norm = made.weight, made.weight_dim, made.norm
+                facts.rows = made.rows
                 facts.bias = made.bias or self.biases.get(made.weight or "")
             self.facts[site.name] = facts
         totals = self.counters.totals()

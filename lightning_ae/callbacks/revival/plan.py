@@ -61,7 +61,7 @@ def plan(
             reasons[name] = reason
         rows = units.nonzero().flatten()
         if len(rows):
-            edits = [Edit(t.name, t.dim, rows, t.how, t.value) for t in found[name].made]
+            edits = [Edit(t.name, t.dim, _repeated(rows, t.repeat), t.how, t.value) for t in found[name].made]
             # where a later layer is dead altogether nothing gets through, and a path of zeros would keep it so
             after = list(found.values())[list(found).index(name) + 1 :]
             if not (units.all() and any(later.units.all() for later in after)):
@@ -115,10 +115,10 @@ class _Model:
 
 
 class _Target:
-    """A tensor with one entry (row, column) for each unit that is to be changed."""
+    """A tensor with ``repeat`` neighbouring entries (rows, columns) for each unit that is to be changed."""
 
-    def __init__(self, name: str, dim: int, how: Literal["fill", "add", "draw"], value: float) -> None:
-        self.name, self.dim, self.how, self.value = name, dim, how, value
+    def __init__(self, name: str, dim: int, how: Literal["fill", "add", "draw"], value: float, repeat: int = 1) -> None:
+        self.name, self.dim, self.how, self.value, self.repeat = name, dim, how, value, repeat
 
 
 def _dead(name: str, facts: Facts, sums: dict[Key, Tensor]) -> Tensor:
@@ -149,7 +149,7 @@ def _targets(
         name = shift[-1] if shift else facts.bias
         if name is None:
             raise _CannotRepair("no bias or shift that is a parameter of the model makes its pre-activation")
-        return [_check(_Target(name, 0, "add", bias), facts, model)], []
+        return [_check(_Target(name, 0, "add", bias, 1 if shift else facts.rows), facts, model)], []
     if facts.weight is None:
         raise _CannotRepair(
             "its incoming weight is not a parameter of the model, or not one that can be told: tied, computed from "
@@ -169,7 +169,7 @@ def _targets(
     if facts.unknown_readers or not own:
         raise _CannotRepair("not all that reads it is a weight of a linear layer or a convolution of the model")
     for reader in own:
-        _check(_Target(reader.weight, reader.dim, "fill", 0.0), facts, model, reader.repeat)
+        _check(_Target(reader.weight, reader.dim, "fill", 0.0, reader.repeat), facts, model)
     return [_check(target, facts, model) for target in _fresh(facts, evidence, model)], own
 
 
@@ -193,22 +193,22 @@ def _fresh(facts: Facts, evidence: Evidence, model: _Model) -> list[_Target]:
         if facts.weight_dim == 1:
             # a transposed convolution reaches each output from only 1/stride of its kernel per axis
             inputs /= math.prod(stride)
-        made.append(_Target(facts.weight, facts.weight_dim, "draw", math.sqrt(2 / inputs)))
+        made.append(_Target(facts.weight, facts.weight_dim, "draw", math.sqrt(2 / inputs), facts.rows))
         if facts.bias is not None:
-            made.append(_Target(facts.bias, 0, "fill", 0.0))
+            made.append(_Target(facts.bias, 0, "fill", 0.0, facts.rows))
     elif not made:
         raise _CannotRepair("a normalisation over all units follows it, without scale and shift")
     return made
 
 
-def _check(target: _Target, facts: Facts, model: _Model, repeat: int = 1) -> _Target:
+def _check(target: _Target, facts: Facts, model: _Model) -> _Target:
     tensor = model.tensors.get(target.name)
     if tensor is None:
         raise _CannotRepair(f"{target.name} is not a parameter of the model")
     if target.name in facts.norm:
         # a scale of one axis counts units; one of several has the axes of the activation's end
         target.dim = 0 if tensor.ndim == 1 else tensor.ndim + facts.unit_dim
-    if not 0 <= target.dim < tensor.ndim or tensor.shape[target.dim] != facts.units * repeat:
+    if not 0 <= target.dim < tensor.ndim or tensor.shape[target.dim] != facts.units * target.repeat:
         raise _CannotRepair(f"{target.name} of shape {tuple(tensor.shape)} does not fit {facts.units} units")
     if target.name in model.shared:
         raise _CannotRepair(f"{target.name} is tied: several modules have it")
