@@ -4,6 +4,7 @@ from lightning_ae.callbacks.dead_relu import DeadReLUMonitor
 from lightning_ae.callbacks.diagnose import diagnose
 from lightning_ae.callbacks.findings import Finding
 from lightning_ae.callbacks.gradient_saturation import GradientSaturationMonitor
+from lightning_ae.callbacks.greedy import GreedyLevels
 from lightning_ae.callbacks.latent_sparsity import LatentSparsityMonitor
 from lightning_ae.callbacks.predictions import PredictionWriter, load_predictions
 from lightning_ae.callbacks.report import DiagnosticsReport, Report
@@ -18,6 +19,7 @@ __all__ = [
     "DiagnosticsReport",
     "Finding",
     "GradientSaturationMonitor",
+    "GreedyLevels",
     "LatentSparsityMonitor",
     "LinearSchedule",
     "PredictionWriter",

@@ -1,0 +1,202 @@
+"""Training a stack level by level."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import nn
+
+from lightning_ae.models import StackedAutoencoder
+
+_SHARDED = (FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy)
+
+
+class GreedyLevels(L.Callback):
+    r"""Trains a :class:`StackedAutoencoder` level by level from the data upwards, then all levels together.
+
+    Each level is trained for its epochs on the codes of those below, which no longer change; ``model.training_level``
+    says which one it is. What is not trained is frozen: no gradients (so no weight decay in torch's optimizers),
+    evaluation mode for batch normalisation and dropout. Fine-tuning then starts from there with the objective of all
+    levels, and with a new optimizer state: the moments of the levels are those of other objectives. Schedulers go on;
+    a learning rate for each phase is one of theirs.
+
+    The phase follows from the epoch alone and is the model's, so a run resumes from any checkpoint to what it would
+    have been. Gradient flags and modes are what they were before when the fit is over, one way or the other. If it ends
+    before fine-tuning, ``model.training_level`` is left as it was; set it to None to go on with all levels.
+
+    Logged when a phase begins: ``greedy/level``, the level that is trained, or their number for all together.
+
+    Args:
+        epochs_per_level: for each level, or one number for all.
+        finetune_epochs: after which the fit stops; 0 for none, None to go on as long as the Trainer does.
+
+    Raises:
+        TypeError: when a fit starts, if the model is no :class:`StackedAutoencoder`.
+        ValueError: if a number is out of range; when a fit starts, if there is not one for each level, for DDP without
+            ``find_unused_parameters``, and for strategies that shard parameters.
+
+    Source: Hinton & Salakhutdinov 2006, https://doi.org/10.1126/science.1127647; Bengio et al. 2007,
+    https://papers.nips.cc/paper/3048.
+
+    Example:
+        >>> from lightning_ae import DigitsDataModule, MLPAutoencoder, StackedAutoencoder
+        >>> levels = [MLPAutoencoder((1, 8, 8), 16, hidden=()), MLPAutoencoder(16, 4, hidden=())]
+        >>> quiet = dict(logger=False, enable_progress_bar=False, enable_model_summary=False)
+        >>> greedy = GreedyLevels(epochs_per_level=1, finetune_epochs=1)
+        >>> trainer = L.Trainer(
+        ...     max_epochs=3, accelerator="cpu", callbacks=greedy, enable_checkpointing=False, **quiet
+        ... )
+        >>> trainer.fit(StackedAutoencoder(levels), DigitsDataModule())
+        >>> float(trainer.callback_metrics["greedy/level"])
+        2.0
+    """
+
+    def __init__(self, epochs_per_level: int | Sequence[int], finetune_epochs: int | None = None) -> None:
+        super().__init__()
+        given = [epochs_per_level] if isinstance(epochs_per_level, int) else list(epochs_per_level)
+        if not given or not all(_is_count(epochs) and epochs > 0 for epochs in given):
+            raise ValueError(f"epochs_per_level: expected positive whole numbers, got {epochs_per_level!r}.")
+        if finetune_epochs is not None and not _is_count(finetune_epochs):
+            raise ValueError(
+                f"finetune_epochs: expected None or a whole number of at least 0, got {finetune_epochs!r}."
+            )
+        self.epochs_per_level = epochs_per_level
+        self.finetune_epochs = finetune_epochs
+        self._before: list[tuple[Any, str, bool]] = []
+        self._applied: int | str | None = "nothing yet"
+
+    def level_of(self, epoch: int, num_levels: int) -> int | None:
+        """The level that is trained in an epoch, counted from 0; None if all are."""
+        for level, epochs in enumerate(self._epochs(num_levels)):
+            if epoch < epochs:
+                return level
+            epoch -= epochs
+        # after the last epoch of all: nothing is trained any more, and it stays the last one's
+        return num_levels - 1 if self.finetune_epochs == 0 else None
+
+    def _epochs(self, num_levels: int) -> list[int]:
+        if isinstance(self.epochs_per_level, int):
+            return [self.epochs_per_level] * num_levels
+        return list(self.epochs_per_level)
+
+    # -- Lightning --------------------------------------------------------------------------------------------
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Refuse what is not right."""
+        if stage != "fit":
+            return
+        if not isinstance(pl_module, StackedAutoencoder):
+            raise TypeError(f"GreedyLevels: expected a StackedAutoencoder, got a {type(pl_module).__name__}.")
+        n, epochs = len(pl_module.levels), self._epochs(len(pl_module.levels))
+        if len(epochs) != n:
+            raise ValueError(f"epochs_per_level: expected {n} numbers, one for each level, got {epochs}.")
+        if isinstance(trainer.strategy, _SHARDED):
+            raise ValueError(
+                "GreedyLevels: expected a strategy with whole parameters on each device (one device, DDP), got "
+                f"{type(trainer.strategy).__name__}, which shards them."
+            )
+        if isinstance(trainer.strategy, DDPStrategy) and not trainer.strategy._ddp_kwargs.get("find_unused_parameters"):
+            raise ValueError(
+                "GreedyLevels: under DDP most parameters get no gradient while a level is trained; pass "
+                "strategy='ddp_find_unused_parameters_true' to the Trainer."
+            )
+        total = sum(epochs) + (1 if self.finetune_epochs is None else self.finetune_epochs)
+        if trainer.max_epochs is not None and 0 <= trainer.max_epochs < total:
+            rank_zero_warn(
+                f"GreedyLevels: {sum(epochs)} epochs for the levels and "
+                f"{'some' if self.finetune_epochs is None else self.finetune_epochs} for fine-tuning do not fit into "
+                f"max_epochs={trainer.max_epochs}."
+            )
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: StackedAutoencoder) -> None:  # type: ignore[override]
+        """Remember what is frozen already, and begin, or go on with, the phase of this epoch."""
+        self._before = list(_flags(pl_module))
+        self._applied = "nothing yet"
+        self._begin(trainer, pl_module)
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: StackedAutoencoder) -> None:  # type: ignore[override]
+        """Begin the phase of this epoch."""
+        self._begin(trainer, pl_module)
+
+    def on_train_batch_start(  # type: ignore[override]
+        self, trainer: L.Trainer, pl_module: StackedAutoencoder, batch: Any, batch_idx: int
+    ) -> None:
+        """The same for an epoch that was resumed, which Lightning does not start again."""
+        self._begin(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: StackedAutoencoder) -> None:  # type: ignore[override]
+        """Stop after the last epoch of fine-tuning."""
+        if self.finetune_epochs is not None:
+            last = sum(self._epochs(len(pl_module.levels))) + self.finetune_epochs
+            trainer.should_stop = trainer.should_stop or trainer.current_epoch + 1 >= last
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Leave nothing frozen."""
+        self._restore()
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Leave nothing frozen."""
+        self._restore()
+
+    # -- phases -----------------------------------------------------------------------------------------------
+
+    def _begin(self, trainer: L.Trainer, model: StackedAutoencoder) -> None:
+        level = self.level_of(trainer.current_epoch, len(model.levels))
+        if level == self._applied:
+            return
+        self._applied = level
+        # a checkpoint of fine-tuning has None already, and a state that goes on
+        if level is None and model.training_level is not None:
+            for optimizer in trainer.optimizers:
+                _start_anew(optimizer)
+        model.training_level = level
+        self._freeze(model, level)
+        number = float(len(model.levels) if level is None else level)
+        trainer.callback_metrics["greedy/level"] = torch.tensor(number)
+        for logger in trainer.loggers:
+            logger.log_metrics({"greedy/level": number}, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
+
+    def _freeze(self, model: StackedAutoencoder, level: int | None) -> None:
+        for owner, name, value in self._before:
+            setattr(owner, name, value)
+        if level is None:
+            return
+        trained = set(model.levels[level].parameters())
+        for parameter in model.parameters():
+            if parameter not in trained:
+                parameter.requires_grad = False
+        for k, other in enumerate(model.levels):
+            if k != level:
+                other.eval()
+
+    def _restore(self) -> None:
+        for owner, name, value in self._before:
+            setattr(owner, name, value)
+        self._before = []
+
+
+def _flags(model: nn.Module) -> Iterator[tuple[Any, str, bool]]:
+    for parameter in model.parameters():
+        yield parameter, "requires_grad", parameter.requires_grad
+    for module in model.modules():
+        yield module, "training", module.training
+
+
+def _start_anew(optimizer: torch.optim.Optimizer) -> None:
+    if not isinstance(optimizer, torch.optim.Adagrad):
+        optimizer.state.clear()
+        return
+    # alone among torch's it does not make its state in the first step
+    for group in optimizer.param_groups:
+        for state in (optimizer.state[parameter] for parameter in group["params"]):
+            state["step"].zero_()
+            state["sum"].fill_(group["initial_accumulator_value"])
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
