@@ -39,7 +39,8 @@ def load(
             ``load(path, **{"penalties.flow.residual": residual})``.
 
     Returns:
-        The model, in training mode as from Lightning's own loading: call ``.eval()`` before inference.
+        The model, in training mode as from Lightning's own loading: call ``.eval()`` before inference. Weights are
+        float32, or float64 where they were saved so.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -97,9 +98,18 @@ def _restore(
 ) -> Autoencoder:
     model: Autoencoder = rebuild(checkpoint["hyper_parameters"], cls=cls, trusted=trusted, given=given)
     model.on_load_checkpoint(checkpoint)
+    _widen(model, checkpoint["state_dict"])
     model.load_state_dict(checkpoint["state_dict"], strict=strict)
     tensors = [value for value in checkpoint["state_dict"].values() if isinstance(value, Tensor)]
     return model.to(tensors[0].device) if tensors else model
+
+
+def _widen(model: Autoencoder, state: Mapping[str, Any]) -> None:
+    """Make room for weights in double precision; of half precision become float32, as with Lightning's loading."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        saved = state.get(name)
+        if isinstance(saved, Tensor) and saved.dtype == torch.float64 and tensor.is_floating_point():
+            tensor.data = tensor.data.double()
 
 
 def _names(cls: type, recorded: str) -> bool:

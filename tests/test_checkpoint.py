@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 import lightning_ae as ae
 from lightning_ae.rebuildable import describe, rebuild
@@ -238,3 +239,15 @@ def test_a_checkpoint_of_a_script_loads_in_another_process(tmp_path):
     load = f"import project; print(project.Mine.load_from_checkpoint({str(path)!r}).encoder.linears()[0].out_features)"
     done = subprocess.run([sys.executable, "-c", load], cwd=tmp_path, check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "4"
+
+
+def test_weights_in_double_precision_stay_what_they_are(make_trainer, tmp_path):
+    model = ae.MLPAutoencoder(8, 2, hidden=(4,), norm="batch")
+    trainer = make_trainer(precision="64-true")
+    trainer.fit(model, DataLoader(torch.randn(16, 8, dtype=torch.float64), batch_size=8))
+    trainer.save_checkpoint(tmp_path / "double.ckpt")
+    loaded = ae.load(tmp_path / "double.ckpt")
+    for name, value in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
+    x = torch.randn(3, 8, dtype=torch.float64)
+    assert torch.equal(loaded.eval().reconstruct(x), model.eval().reconstruct(x))
