@@ -104,7 +104,7 @@ def test_half_precision_is_quantised_in_single():
 
 @pytest.mark.parametrize("levels", [[], [5, 1], [5, 2.5], [0]])
 def test_levels_that_are_none_are_refused(levels):
-    with pytest.raises(ValueError, match="^levels: expected"):
+    with pytest.raises(ValueError, match=r"^levels: expected"):
         FiniteScalarQuantizerCode(levels)
 
 
