@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ae.codes import Code
+from lightning_ae.losses import ReconstructionLoss
 from lightning_ae.models.base import Autoencoder, AutoencoderOutput
 from lightning_ae.models.sparse import SparseAutoencoder
 from lightning_ae.models.stacked_boxes import StackedDecoder, StackedEncoder
@@ -242,19 +244,18 @@ class StackedAutoencoder(KeepsAttributes, Autoencoder):
     def check_input(self, x: Tensor) -> None:
         """As in :class:`Autoencoder`, and that codes are in the support of the loss of the level above."""
         super().check_input(x)
-        modes = {module: module.training for module in self.modules()}
-        self.eval()  # no batch statistics, no random numbers
-        try:
-            with torch.no_grad():
-                for k, (below, level) in enumerate(pairwise(self._up_to(None)), 1):
-                    x = below.encode(x)
-                    try:
-                        level.loss.check(x)
-                    except ValueError as error:
-                        raise ValueError(f"levels.{k}: on the codes of the level below: {error}") from error
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
+        checks = [type(level.loss).check is not ReconstructionLoss.check for level in self._up_to(None)]
+        if not any(checks[1:]):
+            return
+        # copies: batch statistics and modes are not touched, and monitors do not count them
+        levels = copy.deepcopy(nn.ModuleList(self.levels)).eval()
+        with torch.no_grad():
+            for k, (below, level) in enumerate(pairwise(levels), 1):
+                x = below.encode(x)  # type: ignore[operator]
+                try:
+                    level.loss.check(x)  # type: ignore[operator, union-attr]
+                except ValueError as error:
+                    raise ValueError(f"levels.{k}: on the codes of the level below: {error}") from error
 
 
 class _Introduce(L.Callback):

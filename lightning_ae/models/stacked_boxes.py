@@ -26,7 +26,8 @@ class _Parts(nn.Module):
         """The parts too: weight priors, and all that looks at parameters of a box, find them here."""
         memo = set() if memo is None else memo
         yield from super().named_modules(memo, prefix, remove_duplicate)
-        for i, part in enumerate(self._parts()):
+        # not where all names of a module are asked for: the one that counts is that under levels
+        for i, part in enumerate(self._parts() if remove_duplicate else []):
             yield from part.named_modules(memo, f"{prefix}.{i}" if prefix else str(i), remove_duplicate)
 
 
