@@ -5,6 +5,7 @@ from lightning_ae.callbacks.diagnose import diagnose
 from lightning_ae.callbacks.findings import Finding
 from lightning_ae.callbacks.gradient_saturation import GradientSaturationMonitor
 from lightning_ae.callbacks.greedy import GreedyLevels
+from lightning_ae.callbacks.images import ReconstructionImages
 from lightning_ae.callbacks.latent_sparsity import LatentSparsityMonitor
 from lightning_ae.callbacks.predictions import PredictionWriter, load_predictions
 from lightning_ae.callbacks.report import DiagnosticsReport, Report
@@ -23,6 +24,7 @@ __all__ = [
     "LatentSparsityMonitor",
     "LinearSchedule",
     "PredictionWriter",
+    "ReconstructionImages",
     "Report",
     "diagnose",
     "load_predictions",

@@ -139,7 +139,6 @@ class Schedule(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Set the value with which the run begins; warn if it ends before the schedule."""
-        self._current = None  # a checkpoint may have brought another
         self._set(trainer, pl_module)
         total, last = self._total, self.span(self._total)[1]
         if total is not None and last > total and not trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -223,10 +222,9 @@ class Schedule(L.Callback):
             estimate = trainer.estimated_stepping_batches
             self._total = int(estimate) if 0 < estimate < math.inf else None
             self._planned = True
-        value = self.value(_step(trainer, module), self._total)
-        if value != self._current:
-            self._target.set(value)
-            self._current = value
+        # again even if it is the same: a checkpoint, or a callback that swaps weights, may have brought another
+        self._current = self.value(_step(trainer, module), self._total)
+        self._target.set(self._current)
 
     def _publish(self, trainer: L.Trainer) -> None:
         for schedule in _all(trainer):

@@ -259,6 +259,16 @@ def test_with_manual_optimization_batches_count(make_trainer):
     assert [value for _, value in model.seen] == pytest.approx([t / 6 for t in range(6)])
 
 
+def test_what_another_callback_puts_back_is_set_again(make_trainer):
+    class Swap(L.Callback):
+        def on_validation_end(self, trainer, pl_module):
+            pl_module.part.beta = 99.0
+
+    schedule = ae.LinearSchedule("part.beta", 0.0, 1.0, duration=2)
+    model = fit(make_trainer, [schedule, Swap()], max_epochs=2, val=loader(2), val_check_interval=3)
+    assert [value for _, value in model.seen] == [0.0, 0.5] + [1.0] * 10
+
+
 def test_a_fraction_of_an_endless_run_is_an_error(make_trainer):
     message = r"LinearSchedule\('part.beta'\) is in fractions of the run \(1.0\), whose length is unknown"
     with pytest.raises(ValueError, match=message):
