@@ -10,6 +10,7 @@ from lightning_ae.metrics.dictionary import (
     log10_density,
     max_cosine,
 )
+from lightning_ae.metrics.disentanglement import DCI, dci, mutual_information_gap, sap
 from lightning_ae.metrics.downstream import LossRecovered, loss_recovered
 from lightning_ae.metrics.latents import active_units, codebook_usage, effective_rank, kl_per_dimension, perplexity
 from lightning_ae.metrics.reconstruction import reconstruction_metrics
@@ -19,6 +20,7 @@ from lightning_ae.metrics.subspace import SubspaceAngle, subspace_angles
 from lightning_ae.metrics.variance import FractionVarianceUnexplained
 
 __all__ = [
+    "DCI",
     "BitsPerDim",
     "FeatureDensity",
     "FractionVarianceUnexplained",
@@ -29,6 +31,7 @@ __all__ = [
     "active_units",
     "atom_recovery",
     "codebook_usage",
+    "dci",
     "dead_fraction",
     "decoder_overlap",
     "effective_rank",
@@ -40,8 +43,10 @@ __all__ = [
     "log10_density",
     "loss_recovered",
     "max_cosine",
+    "mutual_information_gap",
     "perplexity",
     "population_sparsity",
     "reconstruction_metrics",
+    "sap",
     "subspace_angles",
 ]

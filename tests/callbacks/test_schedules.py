@@ -18,6 +18,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 from torch._dynamo.utils import counters
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 import lightning_ae as ae
 from lightning_ae.cli import main
@@ -69,7 +70,7 @@ class Toy(L.LightningModule):
         self.parts = nn.ModuleDict({"first": Part(), "second": Part()})
         self.layers = nn.ModuleList([Part()])
         self.weights = {"a": 1.0, "b": 1.0, 3: 1.0}
-        self.nested = {"inner": {"a": 1.0, "b": 1.0}, "more": [1.0, 1.0]}
+        self.nested = {"own": 1.0, "inner": {"a": 1.0, "b": 1.0}, "more": [1.0, 1.0]}
         self.levels = [1.0, 1.0]
         self.pair = Pair(1.0)
         self.fixed_levels = (1.0, 1.0)
@@ -323,6 +324,9 @@ def test_compiled_parts_and_models_that_are_called_model_are_found(make_trainer)
     fit(make_trainer, ae.LinearSchedule("part.beta", 0.0, 1.0, duration=4), model)
     assert part.beta == 1.0
     assert [value for _, value in model.seen][1] == 0.25
+    model.part = checkpoint_wrapper(part)  # sets attributes on itself
+    fit(make_trainer, ae.LinearSchedule("part.beta", 0.0, 2.0, duration=4), model)
+    assert part.beta == 2.0
     model = Toy(lambda m: m.model.beta)
     model.model = Part()
     fit(make_trainer, ae.LinearSchedule("model.beta", 0.0, 1.0, duration=4), model)
@@ -446,16 +450,17 @@ def test_however_a_dict_is_read_it_is_seen(make_trainer, read):
 def test_several_schedules_are_watched_together(make_trainer):
     schedules = [
         ae.LinearSchedule(path, 0.0, 1.0, duration=4)
-        for path in ("weights.a", "weights.b", "part.beta", "part.unused", "nested.inner.a", "levels.0")
+        for path in ("weights.a", "weights.b", "part.beta", "part.unused", "nested.own", "nested.inner.a", "levels.0")
     ]
     model = Toy(lambda m: m.weights["a"] + m.part.beta + m.nested["inner"]["a"])
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         fit(make_trainer, schedules, model)
     unread = [message.partition(":")[0] for message in of_schedules(caught) if "nothing read it" in message]
-    assert unread == [f"LinearSchedule({path!r})" for path in ("weights.b", "part.unused", "levels.0")]
+    assert unread == [f"LinearSchedule({path!r})" for path in ("weights.b", "part.unused", "nested.own", "levels.0")]
     assert [value for _, value in model.seen][:3] == [0.0, 0.75, 1.5]
     assert model.weights == {"a": 1.0, "b": 1.0, 3: 1.0}
+    assert model.nested == {"own": 1.0, "inner": {"a": 1.0, "b": 1.0}, "more": [1.0, 1.0]}
 
 
 def test_it_is_looked_at_when_the_schedule_begins(make_trainer):
