@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader
 
 import lightning_ae as ae
+from lightning_ae.codes.ranks import Ranks
 
 FSQ = ae.FiniteScalarQuantizerCode
 
@@ -199,11 +200,25 @@ def test_a_compiled_step_is_one_graph_with_the_same_loss_gradients_and_state(dec
             own.zero_grad()
             loss = step(x, 0)["loss"]
             loss.backward()
-        own.code.after_step(ae.codes.ranks.Ranks())
+        own.code.after_step(Ranks())
         grads = {f"grad {name}": p.grad for name, p in own.named_parameters() if p.grad is not None}
         ends.append({"loss": loss.detach(), **grads, **tensors(own)})
     assert len([name for name in ends[0] if name.startswith("grad")]) > 5
     same(ends[1], ends[0], rtol=1e-5, atol=1e-6)
+
+
+def test_compiled_code_leaves_the_codebook_alone_until_after_step_is_called():
+    torch._dynamo.reset()
+    model = maps(ae.VectorQuantizerCode(12, 4, kmeans=False)).train()
+    before = model.code.codebook.clone()
+    step = torch.compile(
+        lambda x: model.objective(model.terms(x, model(x))).mean(), backend="aot_eager", fullgraph=True
+    )
+    for _ in range(2):
+        step(torch.rand(8, 1, 8, 8))
+    assert torch.equal(model.code.codebook, before)
+    model.code.after_step(Ranks())
+    assert not torch.equal(model.code.codebook, before)
 
 
 def test_mixed_precision_keeps_the_codebook_in_single(make_trainer):
