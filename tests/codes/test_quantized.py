@@ -309,6 +309,9 @@ def test_h_passes_free_of_charge_until_there_are_as_many_vectors_as_codes():
     reference = KMeans(8, n_init=20, random_state=0).fit(x[:10].numpy())
     assert inertia(x[:10], code.codebook.detach()) == pytest.approx(reference.inertia_, rel=1e-3)
     assert float(output.penalties["commitment"].detach().sum()) > 0
+    # they count as the first step of the averages
+    number = np.bincount(brute_nearest(x[:10], code.codebook.detach()), minlength=8)
+    np.testing.assert_allclose(code.share.numpy(), 0.01 * number, rtol=1e-5)
 
 
 def test_the_start_does_not_depend_on_the_order_or_on_random_numbers():
