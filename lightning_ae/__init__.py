@@ -49,6 +49,7 @@ from lightning_ae.data import (
     TensorDataModule,
     VisionDataModule,
     collect_activations,
+    factor_images,
     linear_gaussian,
     sparse_dictionary,
 )
@@ -252,6 +253,7 @@ __all__ = [
     "collect_activations",
     "conv_pair",
     "diagnose",
+    "factor_images",
     "linear_gaussian",
     "load",
     "load_predictions",

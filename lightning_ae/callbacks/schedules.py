@@ -13,7 +13,8 @@ class LinearSchedule(Schedule):
     :math:`t` is the optimizer's step; the value is :math:`a` before :math:`t_0` and :math:`b` from :math:`t_0 + T` on.
     It is set before the first batch of a step and depends on the step alone, so a resumed run goes on with it, whatever
     its checkpoint holds, and it is the same on all ranks and for all batches that accumulate into a step. Validation
-    takes it as it is. It is logged as ``schedule/<attribute>``, and is in ``trainer.callback_metrics``.
+    takes it as it is. It is logged as ``schedule/<attribute>``, and is in ``trainer.callback_metrics``. Fractions are
+    of the run as its Trainer knows it: resumed with more epochs, the schedule is longer.
 
     The attribute is a number, an entry of a dict or list, or a buffer without dimensions; not a parameter, which the
     optimizer changes. Two things that go wrong in silence are warned of: a run that ends before the schedule does, and

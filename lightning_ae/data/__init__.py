@@ -5,6 +5,7 @@ from lightning_ae.data.activations import collect_activations
 from lightning_ae.data.base import SplitDataModule
 from lightning_ae.data.block_order import BlockOrder
 from lightning_ae.data.digits import DigitsDataModule
+from lightning_ae.data.factors import FactorImages, factor_images
 from lightning_ae.data.file_loader import FileLoader
 from lightning_ae.data.folder import ImageFolderDataModule
 from lightning_ae.data.loader import Loader, TensorLoader
@@ -21,6 +22,7 @@ __all__ = [
     "BlockOrder",
     "DigitsDataModule",
     "EpochOrder",
+    "FactorImages",
     "FileLoader",
     "ImageFolderDataModule",
     "InMemoryDataModule",
@@ -32,6 +34,7 @@ __all__ = [
     "TensorLoader",
     "VisionDataModule",
     "collect_activations",
+    "factor_images",
     "linear_gaussian",
     "sparse_dictionary",
 ]
