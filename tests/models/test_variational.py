@@ -9,6 +9,7 @@ import torch
 from scipy.stats import multivariate_normal
 from torch import nn
 from torch.distributions import Bernoulli, Independent, MultivariateNormal, Normal, kl_divergence
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
 import lightning_ae as ae
@@ -482,6 +483,46 @@ def test_a_step_compiles_without_a_graph_break(options):
         gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
         results.append((output["terms"], gradient))
     torch.testing.assert_close(results[1], results[0])
+
+
+@pytest.mark.parametrize("name", ["beta", "free_bits", "capacity"])
+def test_a_schedule_does_not_compile_anew_at_each_value(name):
+    torch._dynamo.reset()
+    model = VariationalAutoencoder(*mlp_pair(6, 3, hidden=(), h_dim=6), code=GaussianCode(**{name: 0.1}))
+    x = torch.randn(4, 6)
+    compiled = torch.compile(model.training_step, fullgraph=True, backend="aot_eager")
+    for value in torch.linspace(0.15, 2.5, 12).tolist():  # more than torch compiles one function for
+        setattr(model.code, name, value)
+        losses = []
+        for step in (model.training_step, compiled):
+            torch.manual_seed(0)
+            losses.append(step(x, 0)["loss"])
+        torch.testing.assert_close(*losses)
+
+
+class ReadsFromDevice(TorchDispatchMode):
+    """Raises where a number is read from a tensor, which waits for a GPU."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = str(func)
+        assert "_local_scalar_dense" not in name, name
+        assert "nonzero" not in name, name
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("options", [{}, {"free_bits": 0.3}, {"capacity": 2.0}, {"covariance": "full"}])
+def test_nothing_is_read_from_the_device(options):
+    code = GaussianCode(**options)
+    model = VariationalAutoencoder(*mlp_pair(6, 3, h_dim=code.h_shape((3,))[0]), code=code)
+    x = torch.randn(4, 6)
+    with ReadsFromDevice():
+        model.training_step(x, 0)["loss"].backward()
+        model.iwae_bound(x, 3).sum().backward()
+        model.log_likelihood(x, 3)
+        model.posterior(x).rsample()
+        model.sample(2, draw=True)
+    with pytest.raises(AssertionError, match="local_scalar"), ReadsFromDevice():
+        x.sum().item()
 
 
 @pytest.mark.parametrize("covariance", ["diagonal", "full"])
