@@ -213,9 +213,7 @@ def test_haar_bands_are_those_of_the_matrices():
     x2 = low8 @ x @ low4.T
     (low4, high4), (low2, high2) = haar_matrices(4), haar_matrices(2)
     second = np.concatenate([low4 @ x2 @ high2.T, high4 @ x2 @ low2.T, high4 @ x2 @ high2.T], 1)
-    for got, expected in zip(
-        HaarBands(2).split(torch.as_tensor(x)), [first, second, low4 @ x2 @ low2.T], strict=True
-    ):
+    for got, expected in zip(HaarBands(2).split(torch.as_tensor(x)), [first, second, low4 @ x2 @ low2.T], strict=True):
         close(got, expected)
 
 

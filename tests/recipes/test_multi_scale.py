@@ -1,0 +1,38 @@
+"""The recipe on scales in a tiny form."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+RECIPE = Path(__file__).parents[2] / "recipes" / "multi_scale.py"
+
+
+@pytest.fixture
+def recipe():
+    threads = torch.get_num_threads()
+    spec = importlib.util.spec_from_file_location("multi_scale", RECIPE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    yield module
+    torch.set_num_threads(threads)
+
+
+def test_gains_are_the_closed_form_and_coarse_structure_comes_first(recipe, tmp_path):
+    options = ["--epochs", "8", "--gain-steps", "100", "--gain-batches", "128", "--channels", "8", "--val-every", "10"]
+    numbers = recipe.main(["--out", str(tmp_path), *options])
+    assert json.loads((tmp_path / "numbers.json").read_text()) == numbers
+    assert (tmp_path / "multi_scale.png").read_bytes().startswith(b"\x89PNG")
+    assert numbers["blocks_gains_formula_difference"] < 1e-12
+    for name in ("blocks", "pyramid"):
+        for optimizer in ("SGD", "Adam"):
+            assert numbers[f"{name}_gains_{optimizer}_128"] < 0.01
+    for name in ("blocks", "cosines"):
+        assert numbers[f"{name}_gains_trained_decoders"] < 1e-3
+        # early: before the fine scale takes part
+        assert numbers[f"{name}_coarse_first_fine_early"] >= 1 > numbers[f"{name}_at_once_fine_early"]
+        assert numbers[f"{name}_coarse_first_coarse_early"] < 0.8
+        for scale in ("fine", "middle", "coarse"):
+            assert numbers[f"{name}_coarse_first_{scale}"] < 0.6
