@@ -78,7 +78,8 @@ class VectorQuantizedAutoencoder(Autoencoder):
 
     def decode_indices(self, indices: Tensor) -> Tensor:
         """The reconstruction from codes ``(B, g, *spatial)``, output activation applied."""
-        return self.decode(self.code.lookup(indices))
+        z = self.code.lookup(indices)
+        return self.decode(z.to(next(self.decoder.parameters(), z).dtype))
 
     def bits_per_example(self) -> float:
         """Size of the indices of one example, each as likely as any other: ``vectors * log2(num_codes)``.

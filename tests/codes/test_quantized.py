@@ -387,9 +387,10 @@ def test_the_search_and_the_terms_are_in_single_precision_under_autocast():
     h = torch.randn(50, 8) / 100 + 1
     with torch.autocast("cpu", torch.bfloat16):
         z, penalties = code(h)
-    assert penalties["commitment"].dtype == torch.float32
-    assert code.indices(h).flatten().tolist() == brute_nearest(h, code.codebook).tolist()
-    assert z.dtype == torch.float32
+        indices = code.indices(h)
+    assert penalties["commitment"].dtype == z.dtype == torch.float32
+    assert indices.flatten().tolist() == brute_nearest(h, code.codebook).tolist()
+    assert torch.equal(z, code.codebook[indices[:, 0]])
     half = h.to(torch.bfloat16)
     assert code(half).z.dtype == torch.bfloat16
 

@@ -53,6 +53,17 @@ def test_indices_are_all_that_the_decoder_needs(code):
     assert model.bits_per_example() == pytest.approx(4 * math.log2(model.code.num_codes))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("code", [None, FSQ([5, 4, 3, 3])], ids=["vq", "fsq"])
+def test_indices_are_decoded_in_the_precision_of_the_model(code, dtype):
+    model = maps(copy.deepcopy(code)).to(dtype)
+    model.code.started = True
+    x = torch.rand(3, 1, 8, 8, dtype=dtype)
+    with torch.no_grad():
+        assert model(x).z.dtype == dtype
+        torch.testing.assert_close(model.decode_indices(model.indices(x)), model.reconstruct(x))
+
+
 def test_the_objective_is_the_loss_plus_the_weighted_commitment():
     model = maps(ae.VectorQuantizerCode(12, 4, kmeans=False, commitment=0.5)).eval()
     x = torch.rand(3, 1, 8, 8)
