@@ -237,8 +237,10 @@ def _concentration(matrix: Array) -> Array:
 
 
 def _squared_correlation(latent: Array, v: Array) -> float:
+    if latent.min() == latent.max():
+        return 0.0
     (var_z, cov), (_, var_v) = np.cov(latent, v)
-    return 0.0 if var_z <= 1e-12 else float(cov**2 / (var_z * var_v))
+    return float(cov**2 / (var_z * var_v))
 
 
 def _balanced_accuracy(latent: Array, v: Array) -> float:

@@ -167,6 +167,9 @@ def test_real_factors_are_scored_by_their_squared_correlation():
         gaps.append(scores[-1] - scores[-2])
     assert sap(z, v, continuous=True) == pytest.approx(np.mean(gaps), rel=1e-9)
     assert sap(V, V, continuous=True) == pytest.approx(1)
+    assert sap(1e-9 * V, V, continuous=True) == pytest.approx(1)
+    constant = torch.full((12, 1), 3.3)
+    assert sap(torch.cat([constant, V], 1), V, continuous=True) == pytest.approx(1)
 
 
 def test_classes_are_scored_against_chance():
