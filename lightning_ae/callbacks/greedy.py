@@ -22,8 +22,12 @@ class GreedyLevels(L.Callback):
     Each level is trained for its epochs on the codes of those below, which no longer change; ``model.training_level``
     says which one it is. What is not trained is frozen: no gradients (so no weight decay in torch's optimizers),
     evaluation mode for batch normalisation and dropout. Fine-tuning then starts from there with the objective of all
-    levels, and with a new optimizer state: the moments of the levels are those of other objectives. Schedulers go on;
-    a learning rate for each phase is one of theirs.
+    levels. Each phase begins with a new optimizer state, as moments are those of another objective. Schedulers go on; a
+    learning rate for each phase is one of theirs.
+
+    What is minimised is another quantity in each phase, and the reconstruction is from another depth, so that the best
+    of all epochs is one of the first level's: what keeps or stops by ``val/loss`` or ``val/reconstruction`` should not
+    be left to do so before fine-tuning.
 
     The phase follows from the epoch alone and is the model's, so a run resumes from any checkpoint to what it would
     have been. Gradient flags and modes are what they were before when the fit is over, one way or the other. If it ends
@@ -150,8 +154,8 @@ class GreedyLevels(L.Callback):
         if level == self._applied:
             return
         self._applied = level
-        # a checkpoint of fine-tuning has None already, and a state that goes on
-        if level is None and model.training_level is not None:
+        # a checkpoint has its level already, and a state that goes on
+        if level != model.training_level:
             for optimizer in trainer.optimizers:
                 _start_anew(optimizer)
         model.training_level = level

@@ -128,7 +128,7 @@ def test_each_level_becomes_what_it_would_be_alone(make_trainer):
     assert model.levels[2].encoder.layers[0].weight.isfinite().all()
 
 
-def test_fine_tuning_starts_with_a_new_optimizer_state(make_trainer, loader):
+def test_a_phase_starts_with_a_new_optimizer_state(make_trainer, loader):
     class Keep(L.Callback):
         def on_train_epoch_end(self, trainer, pl_module):
             self.model = copy.deepcopy(state(pl_module)) if trainer.current_epoch == 2 else self.model
@@ -158,11 +158,15 @@ def test_a_new_state_suits_all_kinds_of_optimizer(name, make_trainer, loader):
 
     class Keep(L.Callback):
         def on_train_epoch_end(self, trainer, pl_module):
+            if trainer.current_epoch == 0:
+                self.first = state(pl_module.levels[0])
             if trainer.current_epoch == 1:
                 self.model = copy.deepcopy(state(pl_module))
 
     model, twin, keep = make(), make(), Keep()
     make_trainer(max_epochs=3, callbacks=[ae.GreedyLevels(1), keep]).fit(model, loader)
+    # no memory of the first phase moves the first level in the second
+    assert all(torch.equal(keep.model[f"levels.0.{name}"], value) for name, value in keep.first.items())
     twin.load_state_dict(keep.model, strict=False)
     make_trainer(max_epochs=1).fit(twin, loader)
     assert same(state(model), state(twin))

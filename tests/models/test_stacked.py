@@ -179,6 +179,11 @@ def test_a_level_alone_has_its_own_objective_and_no_other_level_a_gradient(k, x)
     for name in ("level_0", "level_1", "level_1_l1", "level_1_orthogonal", "level_2"):
         torch.testing.assert_close(step["terms"][name], e[name].mean().detach())
     torch.testing.assert_close(model.predict_step(x, 0)["reconstruction"], e["x_hat"][k])
+    # nothing is kept for a backward pass that does not come
+    kept = {name for name, term in model(x).penalties.items() if term.requires_grad}
+    assert kept == {name for name in model(x).penalties if name.startswith(f"level_{k}")}
+    assert model(x).z.requires_grad is (k == 2)
+    assert model(x).params.requires_grad is (k == 0)
 
 
 def minimise(model, parameters, x):
