@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +161,8 @@ class ReconstructionImages(L.Callback):
                 f"shape {tuple(x.shape[1:])}. If they are flattened images, say of which shape."
             )
             return
-        with _undisturbed(pl_module), trainer.precision_plugin.val_step_context():
+        devices = [pl_module.device] if pl_module.device.type == "cuda" else []
+        with torch.random.fork_rng(devices), trainer.precision_plugin.val_step_context():
             rows = self._rows(pl_module, x)
         self._emit(trainer, self._grid([row.float().reshape(-1, *image) for row in rows], pl_module))
 
@@ -221,17 +221,3 @@ class ReconstructionImages(L.Callback):
         if self.folder is not None or not taken:
             self._log_folder.mkdir(parents=True, exist_ok=True)
             save_image(grid, self._log_folder / f"reconstructions-{step}.png")
-
-
-@contextmanager
-def _undisturbed(model: L.LightningModule) -> Iterator[None]:
-    """Evaluation mode without gradients; random numbers and modes are as before at the end."""
-    modes = [(module, module.training) for module in model.modules()]
-    devices = [model.device] if model.device.type == "cuda" else []
-    model.eval()
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices):
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training

@@ -25,7 +25,7 @@ class Half(L.LightningModule):
         self.drop = nn.Dropout(0.5)
 
     def reconstruct(self, x):
-        assert not torch.is_grad_enabled()
+        assert not (torch.is_grad_enabled() or self.training)
         return self.drop(x) / 2 + 0 * torch.rand(1)
 
     def training_step(self, batch, batch_idx):
