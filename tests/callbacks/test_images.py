@@ -159,7 +159,7 @@ def test_every_so_many_validations_are_drawn_without_the_sanity_check(make_train
 
 
 def test_a_resumed_run_draws_when_the_interrupted_one_would_have(make_trainer, tmp_path):
-    first = fit(make_trainer, ReconstructionImages(2, every_n_epochs=2), max_epochs=2)
+    first = fit(make_trainer, ReconstructionImages(2, every_n_epochs=2), max_epochs=1)
     first.save_checkpoint(tmp_path / "last.ckpt")
     trainer = make_trainer(callbacks=ReconstructionImages(2, every_n_epochs=2), max_epochs=5)
     x = torch.rand(4, 1, 48, 48)
