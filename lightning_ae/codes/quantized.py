@@ -96,7 +96,8 @@ class VectorQuantizerCode(KeepsAttributes, QuantizedCode):
     All of it happens once for each optimizer step, after it, over everything that the step saw: on several devices and
     with accumulation the codebook is that of one device and one large batch (up to rounding, and to which vectors are
     remembered where a step has more than ``max(4 * num_codes, 1024)``). Nothing is random. In a loop of your own the
-    next forward pass in training does it, except in compiled code: call :meth:`after_step`.
+    next forward pass in training does it, except in compiled code: call :meth:`after_step`. Under DDP it then goes by
+    rank 0's vectors, which DDP sends to all with the buffers, unless you call it with :class:`Ranks` of your own.
 
     Args:
         num_codes: size of the codebook.
@@ -297,10 +298,10 @@ class VectorQuantizerCode(KeepsAttributes, QuantizedCode):
         self.started = True
 
     def _move_dead(self, any_seen: Tensor) -> None:
-        even = self.share.mean()
-        dead = (self.share < self.expire * even) & any_seen & (self.pool_seen > 0)
-        order = self.moved + dead.cumsum(0) - 1
-        places = spread(order, self.pool_seen.clamp_max(len(self.pool)))
+        even, known = self.share.mean(), self.pool_seen.clamp_max(len(self.pool))
+        dead = (self.share < self.expire * even) & any_seen
+        dead &= dead.cumsum(0) <= known  # the others have to wait: copies of one vector are no use
+        places = spread(self.moved + dead.cumsum(0) - 1, known)
         self.codebook.copy_(torch.where(dead[:, None], self.pool[places].to(self.codebook), self.codebook))
         self.share.copy_(torch.where(dead, even, self.share))
         self.moved += dead.sum()

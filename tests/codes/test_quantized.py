@@ -364,6 +364,15 @@ def test_moved_codes_go_to_different_vectors():
     assert len(copied.unique(dim=0)) == 63
 
 
+def test_no_more_codes_move_than_vectors_are_known():
+    code = with_codebook(torch.full((64, 2), 1e3) + torch.arange(64)[:, None], expire=0.1).train()
+    for known in (3, 6):
+        before = int(code.moved)
+        code(torch.randn(3, 2))
+        code.after_step(Ranks())
+        assert int(code.moved) - before == known
+
+
 @pytest.mark.parametrize("decay", [0.99, None])
 def test_expiry_brings_all_codes_into_use(decay):
     used = {}
