@@ -97,7 +97,7 @@ class VectorQuantizerCode(KeepsAttributes, QuantizedCode):
     with accumulation the codebook is that of one device and one large batch (up to rounding, and to which vectors are
     remembered where a step has more than ``max(4 * num_codes, 1024)``). Nothing is random. In a loop of your own the
     next forward pass in training does it, except in compiled code: call :meth:`after_step`. Under DDP it then goes by
-    rank 0's vectors, which DDP sends to all with the buffers, unless you call it with :class:`Ranks` of your own.
+    rank 0's vectors, which DDP sends to all with the buffers.
 
     Args:
         num_codes: size of the codebook.

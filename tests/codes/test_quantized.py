@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.cluster import KMeans
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_ae import VectorQuantizerCode
 from lightning_ae.codes import codebook as functions
@@ -386,6 +387,35 @@ def test_expiry_brings_all_codes_into_use(decay):
         indices = code.eval().indices(torch.randn(4096, 2))
         used[expire] = len(indices.unique())
     assert used == {0.0: 1, 0.1: 32}
+
+
+class Operations(TorchDispatchMode):
+    """Names of all operations."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("decay", [0.99, None])
+def test_nothing_waits_for_the_device_once_there_is_a_codebook(decay):
+    waits = {"_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "bincount", "item"}
+    code = VectorQuantizerCode(8, 2, decay=decay).train()
+    h = torch.randn(20, 4, 3, requires_grad=True)
+    with Operations() as start:
+        code(h)
+        code.after_step(Ranks())
+    assert "_local_scalar_dense" in start.names
+    with Operations() as training:
+        for _ in range(3):
+            z, penalties = code(h)
+            (z.sum() + penalties["commitment"].sum()).backward()
+    assert {"argmin", "index_add_", "sort"} & training.names
+    assert not waits & training.names
 
 
 # -- precision, copies, errors --------------------------------------------------------------------------------
