@@ -150,7 +150,9 @@ def test_a_phase_starts_with_a_new_optimizer_state(make_trainer, loader):
 def test_a_new_state_suits_all_kinds_of_optimizer(name, make_trainer, loader):
     class Model(ae.StackedAutoencoder):
         def configure_optimizers(self):
-            options = {"SGD": {"momentum": 0.9}, "Adagrad": {"initial_accumulator_value": 0.5}}.get(name, {})
+            options = {"SGD": {"momentum": 0.9}, "Adagrad": {"initial_accumulator_value": 0.5, "lr_decay": 0.1}}.get(
+                name, {}
+            )
             return getattr(torch.optim, name)(self.parameters(), lr=0.01, **options)
 
     def make():

@@ -474,8 +474,9 @@ def test_a_level_that_is_not_there_cannot_be_trained():
 
 def test_codes_outside_of_the_support_of_the_loss_above_are_told_before_training(make_trainer):
     below = ae.MLPAutoencoder(6, 4, hidden=(5,), norm="batch")
+    below.encoder.layers.append(torch.nn.Dropout(0.5))
     with torch.no_grad():
-        below.encoder.layers[-1].bias.fill_(-100.0)
+        below.encoder.layers[3].bias.fill_(-100.0)
     model = ae.StackedAutoencoder([below, ae.MLPAutoencoder(4, 2, loss=ae.BernoulliNLL())])
     statistics, x = below.encoder.layers[1].running_mean.clone(), torch.rand(8, 6)
     random = torch.get_rng_state()
