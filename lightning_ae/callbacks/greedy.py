@@ -118,26 +118,23 @@ class GreedyLevels(L.Callback):
             )
 
     def on_train_start(self, trainer: L.Trainer, pl_module: StackedAutoencoder) -> None:  # type: ignore[override]
-        """Remember what is frozen already, and begin, or go on with, the phase of this epoch."""
+        """Remember what is frozen already; begin the phase of this epoch, or go on with it if Lightning does."""
         self._before = list(_flags(pl_module))
         self._applied = "nothing yet"
         self._begin(trainer, pl_module)
+        self._stop(trainer, pl_module, trainer.current_epoch)  # a run that was over already
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: StackedAutoencoder) -> None:  # type: ignore[override]
         """Begin the phase of this epoch."""
         self._begin(trainer, pl_module)
 
-    def on_train_batch_start(  # type: ignore[override]
-        self, trainer: L.Trainer, pl_module: StackedAutoencoder, batch: Any, batch_idx: int
-    ) -> None:
-        """The same for an epoch that was resumed, which Lightning does not start again."""
-        self._begin(trainer, pl_module)
-
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: StackedAutoencoder) -> None:  # type: ignore[override]
         """Stop after the last epoch of fine-tuning."""
-        if self.finetune_epochs is not None:
-            last = sum(self._epochs(len(pl_module.levels))) + self.finetune_epochs
-            trainer.should_stop = trainer.should_stop or trainer.current_epoch + 1 >= last
+        self._stop(trainer, pl_module, trainer.current_epoch + 1)
+
+    def _stop(self, trainer: L.Trainer, model: StackedAutoencoder, epochs: int) -> None:
+        if self.finetune_epochs is not None and epochs >= sum(self._epochs(len(model.levels))) + self.finetune_epochs:
+            trainer.should_stop = True
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Leave nothing frozen."""

@@ -249,6 +249,12 @@ def test_the_adapted_weight_of_a_level_waits_while_others_are_trained(make_train
     assert found[2] != found[1]
 
 
+def test_the_level_follows_from_the_epoch():
+    assert [ae.GreedyLevels([1, 2]).level_of(epoch, 2) for epoch in range(5)] == [0, 1, 1, None, None]
+    assert [ae.GreedyLevels(2, 1).level_of(epoch, 2) for epoch in range(6)] == [0, 0, 1, 1, None, None]
+    assert [ae.GreedyLevels(1, 0).level_of(epoch, 2) for epoch in range(4)] == [0, 1, 1, 1]
+
+
 # -- resuming ---------------------------------------------------------------------------------------------------------
 
 
@@ -278,6 +284,18 @@ def test_a_run_resumes_anywhere_to_what_it_would_have_been(make_trainer, tmp_pat
             resumed = fit(ckpt_path=path)
         assert same(state(resumed), state(expected)), path.name
         assert resumed.training_level is None
+
+
+@pytest.mark.parametrize("finetune", [0, 1])
+def test_a_run_that_was_over_is_not_trained_further(finetune, make_trainer, loader, tmp_path):
+    options = {"max_epochs": 9, "callbacks": ae.GreedyLevels(1, finetune)}
+    model, resumed = stack(), stack()
+    trainer = make_trainer(**options)
+    trainer.fit(model, loader)
+    trainer.save_checkpoint(tmp_path / "over.ckpt")
+    make_trainer(**options).fit(resumed, loader, ckpt_path=tmp_path / "over.ckpt")
+    assert same(state(resumed), state(model))
+    assert resumed.training_level == model.training_level
 
 
 # -- others looking on ------------------------------------------------------------------------------------------------
