@@ -422,8 +422,8 @@ def test_nothing_waits_for_the_device_once_there_is_a_codebook(decay):
 
 
 def test_the_search_and_the_terms_are_in_single_precision_under_autocast():
-    code = with_codebook(torch.randn(64, 8) / 100 + 1).train()
-    h = torch.randn(50, 8) / 100 + 1
+    code = with_codebook(torch.randn(512, 8)).train()
+    h = torch.randn(2000, 8)
     with torch.autocast("cpu", torch.bfloat16):
         z, penalties = code(h)
         indices = code.indices(h)
