@@ -118,7 +118,8 @@ class DictionaryAutoencoder(Autoencoder):
         self.register_buffer("dead", torch.zeros(num_latents, dtype=torch.bool))
         # each rank counts for itself between two reductions; DDP would send them rank 0's before each step
         self._ddp_params_and_buffers_to_ignore = ["since_fired", "dead"]
-        self._dead: Tensor | None = None
+        # known before a step is compiled: how many there are is a shape in its graph
+        self._dead: Tensor | None = torch.zeros(0, dtype=torch.int64)
         self.register_load_state_dict_post_hook(lambda module, _: module._forget_dead())  # type: ignore[no-untyped-call]
 
     def _check_numbers(self, n: int, prefixes: Sequence[int] | None, dead_after: int, resample_every: int) -> None:

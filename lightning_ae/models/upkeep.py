@@ -42,7 +42,8 @@ class DictionaryUpkeep(L.Callback):
     def on_train_batch_start(  # type: ignore[override]
         self, trainer: L.Trainer, pl_module: DictionaryAutoencoder, batch: Any, batch_idx: int
     ) -> None:
-        """Estimate the scale, on the first batches."""
+        """Estimate the scale, on the first batches; know the dead before a step that may be compiled."""
+        pl_module.dead_latents()
         if self._scaled < SCALE_BATCHES:
             self._scaled += 1
             pl_module.observe(pl_module.get_input(batch), lambda t: trainer.strategy.reduce(t, reduce_op="mean"))
