@@ -114,7 +114,8 @@ class LaplacianPyramid(Scales):
 
     along each axis, with :math:`w = (\tfrac14 - \tfrac a2, \tfrac14, a, \tfrac14, \tfrac14 - \tfrac a2)`; beyond the
     border stands the last pixel. Expanding all of them again and summing gives ``x`` back, whatever the size and depth.
-    Parts overlap, and are no projections: smooth pictures at all sizes for the price of a third more numbers.
+    Parts overlap, and are no projections: smooth pictures at all sizes for the price of a third more numbers. Decoders
+    of such bands can stand in for each other, so what a coarse one ends with depends on how it got there.
 
     Args:
         levels: :math:`N`, how often the size is halved (rounded up); there is one scale more.
