@@ -177,8 +177,10 @@ class GaussianCode(KeepsAttributes, Code):
         if self._charge_name() == "kl":
             return CodeOutput(z, {"kl": kl})
         if self.free_bits is not None:
-            # the maximum; a compiled clamp would be compiled anew for each value that a schedule sets
-            charge = (self.free_bits + (each - self.free_bits).relu()).sum(1)
+            # the maximum: a compiled clamp would be compiled anew for each value that a schedule sets, and a ReLU be
+            # taken for one of the network's
+            above = each - self.free_bits
+            charge = (self.free_bits + above * (above > 0)).sum(1)
         elif self.capacity is not None:
             charge = (kl - self.capacity).abs()
         return CodeOutput(z, {"kl": kl, "kl_charge": charge})

@@ -621,3 +621,14 @@ def test_arguments_are_checked(call, message):
     model = VariationalAutoencoder(*mlp_pair(5, 2, h_dim=4))
     with pytest.raises(ValueError, match=message):
         call(model, torch.randn(4, 5))
+
+
+def test_free_bits_are_no_dead_units_of_the_network(make_trainer):
+    pair = ae.mlp_pair(16, 3, hidden=(8,), activation="tanh", h_dim=6)
+    model, monitor = (
+        VariationalAutoencoder(*pair, code=GaussianCode(free_bits=1.0)),
+        ae.DeadReLUMonitor(every_n_steps=1),
+    )
+    trainer = make_trainer(callbacks=monitor)
+    trainer.fit(model, DataLoader(torch.randn(32, 16), batch_size=8))
+    assert not [name for name in trainer.callback_metrics if name.startswith("dead_relu/code")]
