@@ -78,7 +78,7 @@ class ScaleDecoder(nn.Module):
 
     def parts(self, z: Tensor) -> tuple[Tensor, ...]:
         """What each scale adds, finest first."""
-        bands = [full_precision(decoder(z)) for decoder in self.decoders]
+        bands = [decoder(z) for decoder in self.decoders]
         shape = self._event_shape([tuple(band.shape[1:]) for band in bands])
         gains = full_precision(self.gains)
         parts = []
