@@ -7,6 +7,7 @@ Two more kinds of node occur: ``{"same_as": "encoder"}``, the object built at th
 
 from __future__ import annotations
 
+import copy
 import importlib
 import inspect
 import sys
@@ -62,13 +63,13 @@ class KeepsAttributes:
     kept: tuple[str, ...] = ()
 
     def get_extra_state(self) -> dict[str, Any]:
-        """The attributes as they are now."""
-        return {name: getattr(self, name) for name in self.kept}
+        """The attributes as they are now; containers are copied, as they go on to change."""
+        return copy.deepcopy({name: getattr(self, name) for name in self.kept})
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Take up the attributes of a checkpoint."""
+        """Take up the attributes of a checkpoint; containers become this module's own."""
         for name in self.kept:
-            setattr(self, name, state[name])
+            setattr(self, name, copy.deepcopy(state[name]))
 
 
 def _bound_arguments(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any] | None:

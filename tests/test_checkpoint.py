@@ -164,6 +164,22 @@ def test_attributes_that_changed_in_training_are_kept(tmp_path):
     assert again.penalties["q"].weight == 0.125
 
 
+def test_what_is_kept_belongs_to_one_model_and_one_state():
+    def build():
+        scales = ae.BlockMean(2)
+        decoders = ae.scale_decoders(scales, (1, 4), 2, hidden=())
+        loss = ae.WeightedLoss({"l": ae.LaplaceNLL()})
+        return ae.MultiScaleAutoencoder(ae.MLPEncoder((1, 4), 2), decoders, scales, loss, level_weights=[0.5, 1.0])
+
+    model, other = build(), build()
+    state = model.state_dict()
+    other.load_state_dict(state)
+    model.level_weights[0], model.loss.weights["l"] = 9.0, 9.0  # as a schedule does
+    assert (other.level_weights, other.loss.weights) == ([0.5, 1.0], {"l": 1.0})
+    model.load_state_dict(state)
+    assert (model.level_weights, model.loss.weights) == ([0.5, 1.0], {"l": 1.0})
+
+
 def test_defaults_are_recorded_so_that_they_may_change(tmp_path):
     assert Smooth(3).hparams["init_args"] == {"width": 3, "rate": 0.5}
 

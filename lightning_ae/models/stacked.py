@@ -112,10 +112,6 @@ class StackedAutoencoder(KeepsAttributes, Autoencoder):
         if taken:
             raise ValueError(f"penalties: {taken} is the name of another term; choose another key.")
 
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Take up the attributes of a checkpoint; the list becomes this model's own."""
-        super().set_extra_state({**state, "level_weights": list(state["level_weights"])})
-
     # -- what people call -------------------------------------------------------------------------------------
 
     def encode(self, x: Tensor, depth: int | None = None) -> Tensor:
