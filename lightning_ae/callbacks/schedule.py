@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning_ae.callbacks.eager import Eager
 from lightning_ae.callbacks.reads import Read, Reads
 from lightning_ae.callbacks.targets import Target
-from lightning_ae.models.recorder import _is_log_step
+from lightning_ae.models.recorder import is_log_step
 
 
 class Schedule(L.Callback):
@@ -120,6 +120,10 @@ class Schedule(L.Callback):
         """Without the model."""
         return {**self.__dict__, "_target": None, "_session": None}
 
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Nothing was seen of this run's model; a checkpoint of the run, read after this, may know better."""
+        self._checked = False
+
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Find the attribute."""
         self._target = Target(pl_module, self.attribute, self.whole)
@@ -172,7 +176,7 @@ class Schedule(L.Callback):
             session, self._session = self._session, None
             session.close()
             session.report()
-        if _all(trainer)[0] is self and _is_log_step(trainer):
+        if _all(trainer)[0] is self and is_log_step(trainer):
             self._publish(trainer)
             step = trainer.fit_loop.epoch_loop._batches_that_stepped
             values = {f"schedule/{s.attribute}": s._current for s in _all(trainer) if s._current is not None}
@@ -220,7 +224,7 @@ class Schedule(L.Callback):
         assert self._target is not None
         if not self._planned:
             estimate = trainer.estimated_stepping_batches
-            self._total = int(estimate) if 0 < estimate < math.inf else None
+            self._total = int(estimate) if 0 <= estimate < math.inf else None
             self._planned = True
         # again even if it is the same: a checkpoint, or a callback that swaps weights, may have brought another
         self._current = self.value(_step(trainer, module), self._total)

@@ -87,7 +87,7 @@ class Recorder(L.Callback):
         if not isinstance(outputs, Mapping) or "terms" not in outputs:
             return  # a training step of the user's own
         self._train_means.update(outputs["terms"], pl_module.get_input(batch).shape[0])
-        if _is_log_step(trainer):
+        if is_log_step(trainer):
             means = self._train_means.recent(_sum_over_ranks(trainer))
             self._warn_if_not_finite(means, trainer)
             _log(pl_module, {f"train/{name}": value for name, value in means.items()}, "train/loss", on_epoch=False)
@@ -248,7 +248,8 @@ def _has_stepped(trainer: Any) -> bool:
     return not (trainer.fit_loop._should_accumulate() and trainer.lightning_module.automatic_optimization)
 
 
-def _is_log_step(trainer: Any) -> bool:
+def is_log_step(trainer: Any) -> bool:
+    """Whether Lightning's own monitors log after this batch; with accumulation only one that steps counts."""
     return _has_stepped(trainer) and bool(trainer._logger_connector.should_update_logs or trainer.fast_dev_run)
 
 

@@ -283,6 +283,11 @@ def test_the_same_schedule_serves_a_second_run(make_trainer):
     assert [value for _, value in second.seen] == [t / 12 for t in range(12)]
 
 
+def test_a_run_without_a_batch_is_no_error(make_trainer):
+    schedule = ae.LinearSchedule("part.beta", 0.0, 1.0)
+    assert fit(make_trainer, schedule, limit_train_batches=0, max_epochs=1).seen == []
+
+
 # -- what -----------------------------------------------------------------------------------------------------
 
 PLACES = {
@@ -445,6 +450,13 @@ def test_a_number_that_nothing_reads_is_warned_of(make_trainer, path):
 )
 def test_however_a_dict_is_read_it_is_seen(make_trainer, read):
     fit(make_trainer, ae.LinearSchedule("weights.a", 0.0, 1.0, duration=4), Toy(read))  # a warning is an error
+
+
+def test_each_model_is_looked_at(make_trainer):
+    schedule = ae.LinearSchedule("part.unused", 0.0, 1.0, duration=4)
+    fit(make_trainer, schedule, Toy(lambda m: m.part.unused))
+    with pytest.warns(UserWarning, match="nothing read it"):
+        fit(make_trainer, schedule)
 
 
 def test_several_schedules_are_watched_together(make_trainer):

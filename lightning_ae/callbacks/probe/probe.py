@@ -18,6 +18,7 @@ from lightning_ae.callbacks.probe.opened import OpenWatch
 from lightning_ae.callbacks.probe.site import clean_name
 from lightning_ae.callbacks.probe.watch import Watch
 from lightning_ae.models import Autoencoder
+from lightning_ae.models.recorder import is_log_step
 
 Shapes = dict[tuple[int, Key], tuple[tuple[int, ...], torch.dtype]]
 
@@ -113,7 +114,7 @@ class Probe:
                     monitor.counters.flush()
         self._step = trainer.fit_loop.epoch_loop._batches_that_stepped
         # on the last batch too: callbacks that look at metrics at the end of the epoch may come before this one
-        if trainer.is_last_batch or _is_log_step(trainer):
+        if trainer.is_last_batch or is_log_step(trainer):
             self.log(trainer, agree=trainer.is_last_batch)
 
     def leave(self) -> None:
@@ -220,10 +221,3 @@ class Probe:
         )
         current, previous = ({key: v for (j, key), v in read.items() if j == i} for i in (0, 1))
         return current, previous
-
-
-def _is_log_step(trainer: Any) -> bool:
-    # as Lightning's own monitors ask; with accumulation only the batch that steps counts
-    if trainer.lightning_module.automatic_optimization and trainer.fit_loop._should_accumulate():
-        return False
-    return bool(trainer._logger_connector.should_update_logs or trainer.fast_dev_run)
