@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -169,11 +170,10 @@ class MultiScaleAutoencoder(KeepsAttributes, Autoencoder):
             raise TypeError(f"decoders: expected a list of modules, got a {type(decoders).__name__}.")
         if len(decoders) != count:
             raise ValueError(f"decoders: expected one for each of {count} scales, got {len(decoders)}.")
-        ridge = gain_ridge if isinstance(gain_ridge, Sequence) else [gain_ridge] * count
         if level_weights is None:
             level_weights = [0.0] * (count - 1) + [1.0]
         weights = _numbers("level_weights", level_weights, count)
-        charges = _numbers("gain_ridge", ridge, count)
+        charges = _one_for_each("gain_ridge", gain_ridge, count)
         if any(charges) and not learn_gains:
             raise ValueError(f"gain_ridge: expected 0 for gains that are not learned, got {gain_ridge}.")
         super().__init__(encoder, ScaleDecoder(decoders, scales, learn_gains), loss, **kwargs)
@@ -206,6 +206,8 @@ class MultiScaleAutoencoder(KeepsAttributes, Autoencoder):
 
     @detail.setter
     def detail(self, value: float) -> None:
+        if not value >= 0:
+            raise ValueError(f"detail: expected a number of scales >= 0, got {value}.")
         self.decoder.detail = float(value)
 
     def forward(self, x: Tensor) -> MultiScaleOutput:  # type: ignore[override]
@@ -252,10 +254,16 @@ class MultiScaleAutoencoder(KeepsAttributes, Autoencoder):
 
 
 def _numbers(name: str, values: Sequence[float], count: int) -> list[float]:
+    if not isinstance(values, Sequence) or not all(isinstance(value, Real) for value in values):
+        raise TypeError(f"{name}: expected {count} numbers, one for each scale, got {values!r}.")
     numbers = [float(value) for value in values]
     if len(numbers) != count or not all(0 <= value < math.inf for value in numbers):
-        raise ValueError(f"{name}: expected {count} finite numbers >= 0, one for each scale, got {list(values)}.")
+        raise ValueError(f"{name}: expected {count} finite numbers >= 0, one for each scale, got {numbers}.")
     return numbers
+
+
+def _one_for_each(name: str, values: float | Sequence[float], count: int) -> list[float]:
+    return _numbers(name, values if isinstance(values, Sequence) else [values] * count, count)
 
 
 def optimal_gains(
@@ -283,7 +291,7 @@ def optimal_gains(
         The gains, ``(L,)`` float64; of several that are equally good, the smallest.
 
     Raises:
-        ValueError: if the numbers are not one for each part, or negative.
+        ValueError: if the numbers are not one for each part, or negative, or the parts not of the shape of ``x``.
 
     Example:
         >>> from lightning_ae import BlockMean
@@ -292,13 +300,15 @@ def optimal_gains(
         tensor([0.5000, 0.5000], dtype=torch.float64)
     """
     count = len(parts)
-    ridge = gain_ridge if isinstance(gain_ridge, Sequence) else [gain_ridge] * count
+    shapes = [tuple(part.shape) for part in parts]
+    if not parts or any(shape != tuple(x.shape) for shape in shapes):
+        raise ValueError(f"parts: expected tensors of the shape {tuple(x.shape)} of x, got {shapes}.")
     weights = torch.tensor(_numbers("level_weights", level_weights, count), dtype=torch.float64)
-    rho = torch.tensor(_numbers("gain_ridge", ridge, count), dtype=torch.float64)
-    rows = torch.stack([part.detach().flatten() for part in parts]).double().cpu()
+    rho = torch.tensor(_one_for_each("gain_ridge", gain_ridge, count), dtype=torch.float64)
+    rows = torch.stack([part.detach().flatten() for part in parts]).cpu().double()
     above = weights.flip(0).cumsum(0).flip(0)
     index = torch.arange(count)
     gram = above[torch.maximum(index[:, None], index)] * (rows @ rows.T) / len(x)
-    target = above * (rows @ x.detach().flatten().double().cpu()) / len(x)
+    target = above * (rows @ x.detach().flatten().cpu().double()) / len(x)
     gains: Tensor = torch.linalg.lstsq(gram + rho.diag(), target[:, None], driver="gelsd").solution[:, 0]
     return gains

@@ -440,6 +440,10 @@ def build(decoders=None, scales=SCALES, **options):
         (lambda: build(gain_ridge=[0.1, 0.1, 0.1]), r"gain_ridge: expected 2 finite numbers >= 0"),
         (lambda: build(gain_ridge=math.inf), r"gain_ridge: expected 2 finite numbers >= 0"),
         (lambda: ae.optimal_gains([torch.ones(1, 1, 2)], torch.ones(1, 1, 2), [1.0, 2.0]), "level_weights: expected 1"),
+        (lambda: ae.optimal_gains([torch.ones(3, 1, 2)], torch.ones(1, 3, 2), [1.0]), "parts: expected tensors of the"),
+        (lambda: ae.optimal_gains([], torch.ones(1, 3, 2), []), "parts: expected tensors of the shape"),
+        (lambda: setattr(build(), "detail", -1), "detail: expected a number of scales >= 0, got -1"),
+        (lambda: setattr(build(), "detail", math.nan), "detail: expected a number of scales >= 0, got nan"),
     ],
 )
 def test_numbers_and_decoders_that_do_not_fit_are_refused(make, message):
@@ -452,6 +456,10 @@ def test_other_types_are_refused():
         build(scales=4)
     with pytest.raises(TypeError, match="decoders: expected a list of modules, got a MLPDecoder"):
         build(ae.MLPDecoder(5, SHAPE))
+    with pytest.raises(TypeError, match=r"level_weights: expected 2 numbers, one for each scale, got 0\.5"):
+        build(level_weights=0.5)
+    with pytest.raises(TypeError, match="gain_ridge: expected 2 numbers, one for each scale, got 'ab'"):
+        build(gain_ridge="ab")
 
 
 def test_decoders_of_unknown_size_are_refused_when_they_first_run():
