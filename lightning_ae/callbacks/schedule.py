@@ -260,8 +260,8 @@ class _Session:
             if not found.seen and schedule._target is not None:
                 rank_zero_warn(
                     f"{schedule._name}: it was set and nothing read it while a batch was trained on, so the schedule "
-                    f"has no effect. Is it this attribute of {type(schedule._target.owner).__name__} that the loss "
-                    "depends on?"
+                    "has no effect, unless a later phase of the training reads it. Is it this attribute of "
+                    f"{type(schedule._target.owner).__name__} that the loss depends on?"
                 )
 
 
