@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
-from lightning_ae.callbacks.targets import Step, Target, read, write
+from lightning_ae.callbacks.schedules.targets import Step, Target, read, write
 
 
 class Read:

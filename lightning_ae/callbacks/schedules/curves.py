@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from lightning_ae.callbacks.schedule import Schedule
+from lightning_ae.callbacks.schedules.schedule import Schedule
 
 
 class LinearSchedule(Schedule):

@@ -11,8 +11,8 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_ae.callbacks.eager import Eager
-from lightning_ae.callbacks.reads import Read, Reads
-from lightning_ae.callbacks.targets import Target
+from lightning_ae.callbacks.schedules.reads import Read, Reads
+from lightning_ae.callbacks.schedules.targets import Target
 from lightning_ae.models.recorder import is_log_step
 
 
