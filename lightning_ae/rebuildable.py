@@ -63,8 +63,8 @@ class KeepsAttributes:
     kept: tuple[str, ...] = ()
 
     def get_extra_state(self) -> dict[str, Any]:
-        """The attributes as they are now; containers are copied, as they go on to change."""
-        return copy.deepcopy({name: getattr(self, name) for name in self.kept})
+        """The attributes as they are now, as plain data; containers are copied, as they go on to change."""
+        return {name: _describe_value(getattr(self, name), name, {}) for name in self.kept}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Take up the attributes of a checkpoint; containers become this module's own."""

@@ -75,6 +75,30 @@ def test_a_model_is_rebuilt_with_its_class_arguments_and_weights(name, tmp_path)
     assert sum(p.numel() for p in model.parameters()) == sum(p.numel() for p in again.parameters())
 
 
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda number: ae.VariationalAutoencoder(*ae.mlp_pair(6, 2, h_dim=4), code=ae.GaussianCode(number)),
+        lambda number: ae.VectorQuantizedAutoencoder(
+            *ae.mlp_pair(6, 2), code=ae.VectorQuantizerCode(4, 2, commitment=number)
+        ),
+        lambda number: ae.MLPAutoencoder(6, 2, penalties={"prior": ae.WeightPrior(number)}),
+        lambda number: ae.MLPAutoencoder(6, 2, loss=ae.AlphaMix(ae.SquaredError(), ae.GaussianNLL(), number)),
+        lambda number: ae.MLPAutoencoder(6, 2, lr=number, weight_decay=number),
+    ],
+)
+@pytest.mark.parametrize("kind", [np.float64, np.float32])
+def test_numbers_of_numpy_are_saved_as_plain_ones(build, kind, tmp_path, make_trainer):
+    model = build(kind(0.25))
+    trainer = make_trainer()
+    trainer.fit(model, DataLoader(torch.rand(16, 6), batch_size=8))
+    trainer.save_checkpoint(tmp_path / "m.ckpt")
+    again = ae.load(tmp_path / "m.ckpt")
+    for (key, value), (other_key, other) in zip(model.state_dict().items(), again.state_dict().items(), strict=True):
+        assert key == other_key
+        assert torch.equal(value, other) if isinstance(value, torch.Tensor) else value == other
+
+
 def test_a_tied_weight_is_still_one_parameter(tmp_path):
     again = ae.load(save(_linear(), tmp_path / "m.ckpt"))
     assert again.decoder.layer.weight is again.encoder.weight

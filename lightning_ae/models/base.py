@@ -133,8 +133,9 @@ class Autoencoder(Rebuildable, L.LightningModule):
         self.code = Identity() if code is None else code
         self.penalties = nn.ModuleDict(dict(penalties or {}))
         self.corruption = nn.Identity() if corruption is None else corruption
-        self.lr = lr
-        self.weight_decay = weight_decay
+        # checkpoints have the optimizer's settings, too, and hold no numbers of NumPy
+        self.lr = float(lr)
+        self.weight_decay = float(weight_decay)
         self.batch_key = batch_key
         self._check_boxes()
 
