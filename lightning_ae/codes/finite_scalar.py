@@ -64,10 +64,10 @@ class FiniteScalarQuantizerCode(QuantizedCode):
         self.register_buffer("_levels", torch.tensor(levels), persistent=False)
 
     def _bound(self, vectors: Tensor) -> Tensor:
-        half = (self._levels - 1) * ((1 - _MARGIN) / 2)
-        offset = torch.where(self._levels % 2 == 0, 0.5, 0.0)
-        shift = (offset / half).tan()
-        return (vectors + shift.to(vectors)).tanh() * half.to(vectors) - offset.to(vectors)
+        # not in the default dtype, which is bfloat16 while a Trainer of that precision runs
+        half = (self._levels - 1).to(vectors) * ((1 - _MARGIN) / 2)
+        offset = (self._levels % 2 == 0).to(vectors) / 2
+        return (vectors + (offset / half).tan()).tanh() * half - offset
 
     def forward(self, h: Tensor) -> CodeOutput:
         """Rounded channels, free of charge."""

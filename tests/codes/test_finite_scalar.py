@@ -102,6 +102,22 @@ def test_half_precision_is_quantised_in_single():
         assert torch.equal(code.indices(h), code.indices(h.float()))
 
 
+@pytest.mark.parametrize("levels", [[7, 6], [1001, 1000]])
+def test_the_bounds_do_not_depend_on_the_default_dtype(levels):
+    """Lightning makes bfloat16 the default while it trains a model in that precision."""
+    code, h = FiniteScalarQuantizerCode(levels), 3 * torch.randn(4000, 2, dtype=torch.float64)
+    bounded, width = paper(h.numpy(), levels)
+    expected = (np.round(bounded) + width).astype(int) @ [1, levels[0]]
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        assert code.indices(h).flatten().tolist() == expected.tolist()
+        single = code.indices(h.float())
+    finally:
+        torch.set_default_dtype(before)
+    assert torch.equal(single, code.indices(h.float()))
+
+
 @pytest.mark.parametrize("levels", [[], [5, 1], [5, 2.5], [0]])
 def test_levels_that_are_none_are_refused(levels):
     with pytest.raises(ValueError, match=r"^levels: expected"):
