@@ -207,8 +207,14 @@ def _to_numpy(name: str, value: Any) -> Array:
 
 
 def _binned(column: Array, bins: int) -> Array:
-    edges = np.histogram_bin_edges(column, bins)
-    return np.digitize(column, edges[1:-1])
+    return np.digitize(_to_unit(column), np.linspace(0, 1, bins + 1)[1:-1])
+
+
+def _to_unit(column: Array) -> Array:
+    """Moved and scaled to [0, 1], however small the differences are; a constant is 0."""
+    low, high = column.min(), column.max()
+    scaled: Array = (column - low) / (high - low if high > low else 1)
+    return scaled
 
 
 def _gap(scores: list[float]) -> float:
@@ -239,7 +245,7 @@ def _concentration(matrix: Array) -> Array:
 def _squared_correlation(latent: Array, v: Array) -> float:
     if latent.min() == latent.max():
         return 0.0
-    (var_z, cov), (_, var_v) = np.cov(latent, v)
+    (var_z, cov), (_, var_v) = np.cov(_to_unit(latent), _to_unit(v))
     return float(cov**2 / (var_z * var_v))
 
 

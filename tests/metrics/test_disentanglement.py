@@ -82,6 +82,16 @@ def test_real_factors_are_put_into_bins():
     assert mutual_information_gap(coarse, v, continuous=True) == pytest.approx(math.log(2) / math.log(20))
 
 
+@pytest.mark.parametrize("measure", [mutual_information_gap, lambda z, v: sap(z, v, continuous=True)])
+@pytest.mark.parametrize("unit", [2.0**-52, 5e-324])
+def test_differences_may_be_as_small_as_numbers_have_them(measure, unit):
+    origin = 1.0 if unit > 1e-300 else 0.0
+    tiny, large = origin + unit * V.double(), V.double()
+    assert (tiny[:, 0] == origin + unit).any()
+    assert measure(tiny, V) == pytest.approx(measure(large, V))
+    assert measure(torch.cat([tiny, large], 1), V) == pytest.approx(0)
+
+
 # -- DCI ------------------------------------------------------------------------------------------------------
 
 
