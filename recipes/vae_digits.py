@@ -94,7 +94,7 @@ def tile(images: Tensor, gap: float = 0.12) -> Tensor:
 def pick(model: ae.VariationalAutoencoder, x: Tensor, y: Tensor, digits: tuple[int, ...]) -> Tensor:
     """Of each digit the test image that the model reconstructs best."""
     error = (model.reconstruct(x) - x).square().flatten(1).sum(1)
-    return torch.stack([x[(error + (y != digit) * math.inf).nan_to_num(0).argmin()] for digit in digits])
+    return torch.stack([x[torch.where(y == digit, error, math.inf).argmin()] for digit in digits])
 
 
 @torch.no_grad()

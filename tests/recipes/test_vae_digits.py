@@ -12,16 +12,20 @@ import torch
 RECIPES = Path(__file__).parents[2] / "recipes"
 
 
+def load(path):
+    spec = importlib.util.spec_from_file_location(Path(path).stem, RECIPES / path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 @pytest.fixture
 def run(tmp_path):
     """Call a recipe's main; checks that the file holds what it returned, and gives the number of threads back."""
     threads = torch.get_num_threads()
 
     def call(path, *options):
-        spec = importlib.util.spec_from_file_location(Path(path).stem, RECIPES / path)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        numbers = module.main(["--out", str(tmp_path / "out"), *map(str, options)])
+        numbers = load(path).main(["--out", str(tmp_path / "out"), *map(str, options)])
         assert json.loads((tmp_path / "out" / "numbers.json").read_text()) == numbers
         return numbers
 
@@ -41,6 +45,15 @@ def test_beta_trades_rate_for_distortion_and_latents_collapse(run, tmp_path):
     assert numbers["beta_1_bound"] < numbers["beta_40_bound"]
     for beta in ("0.3", "1", "40"):
         assert numbers[f"beta_{beta}_nll"] < numbers[f"beta_{beta}_bound"]
+
+
+def test_of_each_digit_the_image_that_is_reconstructed_best_is_shown():
+    class Model:
+        def reconstruct(self, x):
+            return x - torch.tensor([0.1, 3.0, 2.0, 0.5, 1.0])[:, None, None, None]
+
+    x, y = torch.arange(5.0).view(5, 1, 1, 1), torch.tensor([0, 1, 1, 2, 1])
+    assert load("vae_digits.py").pick(Model(), x, y, (1, 2, 0)).flatten().tolist() == [4, 3, 0]
 
 
 def fake_mnist(root, count):
