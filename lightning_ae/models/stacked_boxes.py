@@ -30,6 +30,10 @@ class _Parts(nn.Module):
         for i, part in enumerate(self._parts() if remove_duplicate else []):
             yield from part.named_modules(memo, f"{prefix}.{i}" if prefix else str(i), remove_duplicate)
 
+    def named_children(self) -> Iterator[tuple[str, nn.Module]]:
+        """The parts: so that ``eval()``, ``to()`` and ``apply()`` reach them."""
+        yield from ((str(i), part) for i, part in enumerate(self._parts()))
+
 
 class StackedEncoder(_Parts):
     """The encoders of all levels and the codes between them: ``(B, *event)`` to the last level's ``h``."""

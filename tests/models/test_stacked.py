@@ -376,6 +376,16 @@ def test_parameters_have_one_name_and_two_models_no_list_in_common():
     assert model.level_weights[0] == 1.0
 
 
+def test_modes_and_types_of_a_box_are_those_of_its_parts():
+    model = stack()
+    model.encoder.eval()
+    assert not any(module.training for level in model.levels for module in level.encoder.modules())
+    assert all(module.training for level in model.levels for module in level.decoder.modules())
+    model.decoder.double()
+    assert {parameter.dtype for level in model.levels for parameter in level.decoder.parameters()} == {torch.float64}
+    assert {parameter.dtype for level in model.levels for parameter in level.encoder.parameters()} == {torch.float32}
+
+
 CONFIG = """
 trainer:
   max_epochs: 3
