@@ -270,6 +270,18 @@ def test_what_another_callback_puts_back_is_set_again(make_trainer):
     assert [value for _, value in model.seen] == [0.0, 0.5] + [1.0] * 10
 
 
+@pytest.mark.parametrize("path", ["levels.0", "weights.a", "parts.first.beta"])
+def test_other_containers_of_a_checkpoint_are_found(make_trainer, path):
+    class Reload(L.Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            pl_module.levels, pl_module.weights = list(pl_module.levels), dict(pl_module.weights)
+            pl_module.parts["first"] = Part()
+
+    model = Toy(lambda m: {"levels.0": m.levels[0], "weights.a": m.weights["a"]}.get(path, m.parts["first"].beta))
+    fit(make_trainer, [ae.LinearSchedule(path, 0.0, 1.0), Reload()], model, max_epochs=2)
+    assert [value for _, value in model.seen] == pytest.approx([t / 12 for t in range(12)])
+
+
 def test_a_fraction_of_an_endless_run_is_an_error(make_trainer):
     message = r"LinearSchedule\('part.beta'\) is in fractions of the run \(1.0\), whose length is unknown"
     with pytest.raises(ValueError, match=message):

@@ -33,7 +33,7 @@ class Target:
     """
 
     def __init__(self, model: nn.Module, path: str, whole: bool = False) -> None:
-        self.path = path
+        self.model, self.path = model, path
         self.trail = _walk(model, path)
         self._check(whole)
 
@@ -49,7 +49,8 @@ class Target:
         return self.trail[-1][0]
 
     def set(self, value: float) -> None:
-        """Set it; a tensor in place, without waiting for its device."""
+        """Set it where the path leads now; a tensor in place, without waiting for its device."""
+        self.trail = _walk(self.model, self.path)  # a checkpoint may have brought other containers
         owner, key = self.trail[-1]
         current = read(owner, key)
         if isinstance(current, Tensor):
