@@ -40,6 +40,7 @@ class Recorder(L.Callback):
         self._eval_means: dict[int, RunningMeans] = {}
         self._eval_metrics: dict[int, MetricCollection] = {}
         self._random_state: dict[str, Tensor] | None = None
+        self._before_validation: dict[str, Tensor] | None = None
         self._codes: list[Code] = []
 
     def _check(self, trainer: L.Trainer, model: Autoencoder, batch: Any) -> None:
@@ -81,6 +82,8 @@ class Recorder(L.Callback):
         self, trainer: L.Trainer, pl_module: Autoencoder, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Let codes see to their state after a step; add the batch to the means; on log steps, log them."""
+        # here, as a DataLoader draws a number when validation begins, before the first hook
+        self._before_validation = _random_state(pl_module.device)
         if _has_stepped(trainer):
             for code in self._codes:
                 code.after_step(_TrainerRanks(trainer))
@@ -148,9 +151,8 @@ class Recorder(L.Callback):
             _log(model, named, f"{stage}/loss{suffix}", on_epoch=True)
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start means and metrics; remember the random state, so that validation changes nothing in training."""
+        """Start means and metrics."""
         self._start()
-        self._before_validation = _random_state(pl_module.device)
 
     def on_validation_batch_start(  # type: ignore[override]
         self, trainer: L.Trainer, pl_module: Autoencoder, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -171,8 +173,9 @@ class Recorder(L.Callback):
         self._add(pl_module, outputs, batch, dataloader_idx)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Log means and metrics."""
-        _set_random_state(self._before_validation, pl_module.device)
+        """Give back the random state, so that validation changes nothing in training; log means and metrics."""
+        if trainer.state.fn == TrainerFn.FITTING and self._before_validation is not None:
+            _set_random_state(self._before_validation, pl_module.device)
         self._finish(trainer, pl_module, "val")
 
     def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -356,7 +356,9 @@ def test_a_prior_that_counts_the_data_does_not_disturb_a_resumed_run(make_traine
     assert torch.equal(weights(resumed), weights(whole))
 
 
-def test_validation_changes_nothing_in_training(make_trainer):
+@pytest.mark.parametrize("loaders", ["ours", "torch"])
+@pytest.mark.parametrize("every", [1.0, 0.5])
+def test_validation_changes_nothing_in_training(loaders, every, make_trainer):
     def build():
         return ae.ContractiveAutoencoder(6, 2, hidden=(4,), num_projections=1, corruption=ae.GaussianNoise(0.1, True))
 
@@ -365,7 +367,13 @@ def test_validation_changes_nothing_in_training(make_trainer):
         m = build()
         m.load_state_dict(start)
         L.seed_everything(1, verbose=False)
-        make_trainer(max_epochs=2).fit(m, ae.TensorDataModule(x, val=val, batch_size=8, val_fraction=0.0))
+        trainer = make_trainer(max_epochs=2, val_check_interval=every)
+        if loaders == "ours":
+            trainer.fit(m, ae.TensorDataModule(x, val=val, batch_size=8, val_fraction=0.0))
+        else:
+            loader = torch.utils.data.DataLoader  # each draws a number when its iteration begins
+            train = loader(x, batch_size=8, shuffle=True)
+            trainer.fit(m, train, None if val is None else loader(val, batch_size=8))
         ends.append(weights(m))
     assert torch.equal(*ends)
 
