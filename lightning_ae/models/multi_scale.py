@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +13,7 @@ from lightning_ae.losses import ReconstructionLoss
 from lightning_ae.losses.base import full_precision
 from lightning_ae.metrics.scales import ScaleError
 from lightning_ae.models.base import Autoencoder, AutoencoderOutput
+from lightning_ae.models.weights import check_weights
 from lightning_ae.networks.scales import Scales
 from lightning_ae.rebuildable import KeepsAttributes
 
@@ -172,7 +171,7 @@ class MultiScaleAutoencoder(KeepsAttributes, Autoencoder):
             raise ValueError(f"decoders: expected one for each of {count} scales, got {len(decoders)}.")
         if level_weights is None:
             level_weights = [0.0] * (count - 1) + [1.0]
-        weights = _numbers("level_weights", level_weights, count)
+        weights = check_weights("level_weights", level_weights, count, "scale")
         charges = _one_for_each("gain_ridge", gain_ridge, count)
         if any(charges) and not learn_gains:
             raise ValueError(f"gain_ridge: expected 0 for gains that are not learned, got {gain_ridge}.")
@@ -253,17 +252,9 @@ class MultiScaleAutoencoder(KeepsAttributes, Autoencoder):
         return metrics
 
 
-def _numbers(name: str, values: Sequence[float], count: int) -> list[float]:
-    if not isinstance(values, Sequence) or not all(isinstance(value, Real) for value in values):
-        raise TypeError(f"{name}: expected {count} numbers, one for each scale, got {values!r}.")
-    numbers = [float(value) for value in values]
-    if len(numbers) != count or not all(0 <= value < math.inf for value in numbers):
-        raise ValueError(f"{name}: expected {count} finite numbers >= 0, one for each scale, got {numbers}.")
-    return numbers
-
-
 def _one_for_each(name: str, values: float | Sequence[float], count: int) -> list[float]:
-    return _numbers(name, values if isinstance(values, Sequence) else [values] * count, count)
+    values = values if isinstance(values, Sequence) else [values] * count
+    return check_weights(name, values, count, "scale")
 
 
 def optimal_gains(
@@ -303,7 +294,7 @@ def optimal_gains(
     shapes = [tuple(part.shape) for part in parts]
     if not parts or any(shape != tuple(x.shape) for shape in shapes):
         raise ValueError(f"parts: expected tensors of the shape {tuple(x.shape)} of x, got {shapes}.")
-    weights = torch.tensor(_numbers("level_weights", level_weights, count), dtype=torch.float64)
+    weights = torch.tensor(check_weights("level_weights", level_weights, count, "scale"), dtype=torch.float64)
     rho = torch.tensor(_one_for_each("gain_ridge", gain_ridge, count), dtype=torch.float64)
     rows = torch.stack([part.detach().flatten() for part in parts]).cpu().double()
     above = weights.flip(0).cumsum(0).flip(0)

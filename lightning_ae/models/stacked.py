@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -17,6 +16,7 @@ from lightning_ae.losses import ReconstructionLoss
 from lightning_ae.models.base import Autoencoder, AutoencoderOutput
 from lightning_ae.models.sparse import SparseAutoencoder
 from lightning_ae.models.stacked_boxes import StackedDecoder, StackedEncoder
+from lightning_ae.models.weights import check_weights
 from lightning_ae.penalties import Penalty
 from lightning_ae.rebuildable import KeepsAttributes
 
@@ -103,7 +103,7 @@ class StackedAutoencoder(KeepsAttributes, Autoencoder):
             self._modules[name] = self._modules.pop(name)
         if level_weights is None:
             level_weights = [1.0 if len(levels) > 1 else 0.0] * len(levels)
-        self.level_weights = _check_weights(level_weights, len(levels))
+        self.level_weights = check_weights("level_weights", level_weights, len(levels), "level")
         self.training_level: int | None = None
 
     def _check_boxes(self) -> None:
@@ -299,9 +299,3 @@ def _check_levels(levels: Sequence[Autoencoder]) -> list[Autoencoder]:
                 f"levels[{k}]: expected an encoder for the codes below, {tuple(given)}, got {tuple(taken)}."
             )
     return list(levels)
-
-
-def _check_weights(weights: Sequence[float], n: int) -> list[float]:
-    if len(weights) != n or not all(0 <= weight < math.inf for weight in weights):
-        raise ValueError(f"level_weights: expected {n} finite numbers >= 0, one for each level, got {list(weights)}.")
-    return [float(weight) for weight in weights]

@@ -145,7 +145,7 @@ class BlockMean(NestedScales):
         ``(B, C, *space)``; the bands ``(B, C, *space)``, ``(B, C, *⌈space / s_1⌉)``, …
 
     Raises:
-        ValueError: for sizes that are no multiples of each other, or as large as the data.
+        ValueError: for sizes that are no multiples of each other; if one before the last is as large as the data.
 
     Source: Haar 1910, https://doi.org/10.1007/BF01456326: the multiresolution of piecewise constants.
 

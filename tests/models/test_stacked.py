@@ -461,6 +461,12 @@ def test_weights_have_to_be_one_for_each_level(weights):
         stack(level_weights=weights)
 
 
+@pytest.mark.parametrize("weights", [1.0, "abc", [1.0, None, 1.0]])
+def test_weights_have_to_be_numbers(weights):
+    with pytest.raises(TypeError, match="level_weights: expected 3 numbers, one for each level, got"):
+        stack(level_weights=weights)
+
+
 def test_the_names_of_levels_are_taken():
     with pytest.raises(ValueError, match=r"penalties: \['level_0'\] is the name of another term"):
         stack(penalties={"level_0": ae.WeightPrior(num_examples=2)})
