@@ -56,8 +56,8 @@ class FiniteScalarQuantizerCode(QuantizedCode):
     _levels: Tensor
 
     def __init__(self, levels: Sequence[int]) -> None:
-        levels = tuple(levels)
-        if not levels or any(check_k(size, "levels") < 2 for size in levels):
+        levels = tuple(check_k(size, "levels") for size in levels)
+        if min(levels, default=0) < 2:
             raise ValueError(f"levels: expected at least one number, each of 2 or more, got {levels}.")
         super().__init__(math.prod(levels), len(levels))
         self.levels = levels

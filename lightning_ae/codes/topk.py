@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -185,8 +186,9 @@ def _positive(values: Tensor) -> Tensor:
     return values * (values > 0)
 
 
-def check_k(k: int, name: str = "k") -> int:
+def check_k(k: object, name: str = "k") -> int:
     """A positive whole number, or a ``ValueError``."""
-    if not isinstance(k, int) or isinstance(k, bool) or k <= 0:
+    # Integral: NumPy's whole numbers too
+    if not isinstance(k, Integral) or isinstance(k, bool) or int(k) <= 0:
         raise ValueError(f"{name}: expected a positive whole number, got {k!r}.")
-    return k
+    return int(k)

@@ -118,6 +118,12 @@ def test_the_bounds_do_not_depend_on_the_default_dtype(levels):
     assert torch.equal(single, code.indices(h.float()))
 
 
+def test_levels_may_be_an_array():
+    code = FiniteScalarQuantizerCode(np.array([5, 4]))
+    assert code.levels == (5, 4)
+    assert code.num_codes == 20
+
+
 @pytest.mark.parametrize("levels", [[], [5, 1], [5, 2.5], [0]])
 def test_levels_that_are_none_are_refused(levels):
     with pytest.raises(ValueError, match=r"^levels: expected"):
