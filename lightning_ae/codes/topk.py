@@ -189,6 +189,6 @@ def _positive(values: Tensor) -> Tensor:
 def check_k(k: object, name: str = "k") -> int:
     """A positive whole number, or a ``ValueError``."""
     # Integral: NumPy's whole numbers too
-    if not isinstance(k, Integral) or isinstance(k, bool) or int(k) <= 0:
+    if isinstance(k, bool) or not isinstance(k, Integral) or int(k) <= 0:
         raise ValueError(f"{name}: expected a positive whole number, got {k!r}.")
     return int(k)
