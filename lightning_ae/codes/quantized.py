@@ -260,7 +260,7 @@ class VectorQuantizerCode(KeepsAttributes, QuantizedCode):
             self._fill_pool(ranks)
             known = int(self.pool_seen.clamp_max(len(self.pool)))  # waits for the device, until there is a codebook
             if known >= self.num_codes:
-                self._start(self.pool[:known])
+                self._start(self.pool[:known], ranks)
             return
         total = ranks.sum(torch.cat([self.counts[:, None], self.sums], 1))
         self.counts.zero_()
@@ -291,8 +291,9 @@ class VectorQuantizerCode(KeepsAttributes, QuantizedCode):
         self.pool.copy_(torch.where((turn < number)[:, None], rows[turn.clamp_max(len(rows) - 1)], self.pool))
         self.pool_seen += number
 
-    def _start(self, x: Tensor) -> None:
-        centres = kmeans(x, self.num_codes)
+    def _start(self, x: Tensor, ranks: Ranks) -> None:
+        # rank 0's, as sums on a GPU differ in their last digits from one time to the next
+        centres = ranks.gather(kmeans(x, self.num_codes))[0]
         self.codebook.copy_(centres)
         self.share.copy_((1 - self._memory()) * torch.bincount(nearest(x, centres), minlength=self.num_codes))
         self.started = True

@@ -211,6 +211,8 @@ class Together(Ranks):
         return sum(torch.cat([code.counts[:, None], code.sums], 1) for code in self.codes)
 
     def gather(self, tensor):
+        if tensor.shape == self.codes[0].codebook.shape:  # k-means, which all have done alike
+            return tensor.expand(self.world_size, -1, -1)
         parts = []
         for code in self.codes:
             rows = code.recent[: tensor.shape[0]]
@@ -257,6 +259,26 @@ def test_two_ranks_make_the_codebook_of_one(kmeans):
         assert torch.equal(codes[0].pool, codes[1].pool)
     assert int(one.moved) > 0
     torch.testing.assert_close(codes[0].codebook, one.codebook, rtol=1e-4, atol=1e-5)
+
+
+def test_ranks_start_with_the_same_codebook_where_their_sums_are_rounded_otherwise():
+    class Second(Ranks):
+        rank, world_size = 1, 2
+
+        def gather(self, tensor):
+            if tensor.shape == (4, 3):  # centres
+                return torch.stack([first, tensor])
+            return torch.stack([tensor, tensor])
+
+    code = VectorQuantizerCode(4, 3, decay=None).train()
+    code.managed = True
+    code(torch.randn(20, 3))
+    alone = copy.deepcopy(code)
+    alone.after_step(Ranks())
+    first = alone.codebook.detach() * (1 + 1e-6)
+    assert not torch.equal(first, alone.codebook)
+    code.after_step(Second())
+    assert torch.equal(code.codebook, first)
 
 
 # -- the start ------------------------------------------------------------------------------------------------
