@@ -140,7 +140,8 @@ def sap(z: Tensor | ArrayLike, factors: Tensor | ArrayLike, *, continuous: bool 
     :math:`S_{jk}` says how well latent :math:`j` alone predicts factor :math:`k`: the squared correlation
     :math:`\operatorname{cov}(z_j, v_k)^2/\operatorname{var}(z_j)\operatorname{var}(v_k)` for real numbers, and for
     classes the balanced accuracy of thresholds on it, as many as there are classes less one, found by a decision tree.
-    A latent that tells nothing has the score of chance, so for classes the gap is 1 − 1/values at most.
+    A latent that tells nothing has the score of chance, so for classes the gap is 1 − 1/values at most. A single latent
+    is compared with one that tells nothing.
 
     Numbers of disentanglement_lib differ where a factor has more than two values: its linear classifier, one class
     against the rest, cannot cut a class out of the middle, as the paper's thresholds do.
@@ -167,7 +168,7 @@ def sap(z: Tensor | ArrayLike, factors: Tensor | ArrayLike, *, continuous: bool 
         >>> round(sap(v.float(), v, continuous=True), 4)
         1.0
     """
-    score = _squared_correlation if continuous else _balanced_accuracy
+    score = _squared_correlation if continuous else _above_chance
     latents, values = _checked(z, factors, continuous)
     return float(np.mean([_gap([score(latent, v) for latent in latents.T]) for v in values.T]))
 
@@ -249,8 +250,9 @@ def _squared_correlation(latent: Array, v: Array) -> float:
     return float(cov**2 / (var_z * var_v))
 
 
-def _balanced_accuracy(latent: Array, v: Array) -> float:
+def _above_chance(latent: Array, v: Array) -> float:
+    """Balanced accuracy, less that of a latent that tells nothing."""
     classes = len(np.unique(v))
     tree = _sklearn("tree").DecisionTreeClassifier(max_leaf_nodes=classes, class_weight="balanced", random_state=0)
     predicted = tree.fit(latent[:, None], v).predict(latent[:, None])
-    return float(np.mean([(predicted[v == c] == c).mean() for c in np.unique(v)]))
+    return float(np.mean([(predicted[v == c] == c).mean() for c in np.unique(v)])) - 1 / classes

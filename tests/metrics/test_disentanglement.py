@@ -187,6 +187,8 @@ def test_classes_are_scored_against_chance():
     assert sap(torch.cat([V, V], 1), V) == 0
     constant = torch.full((12, 1), 3.3)
     assert sap(torch.cat([constant, V[:, :1]], 1), V[:, :1]) == pytest.approx(1 - 1 / 4)
+    assert sap(V[:, :1], V[:, :1]) == pytest.approx(1 - 1 / 4)
+    assert sap(constant, V) == pytest.approx(0)
 
 
 def test_a_threshold_between_two_classes_is_at_the_largest_difference_of_their_distributions():
