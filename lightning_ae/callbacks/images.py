@@ -75,9 +75,9 @@ class ReconstructionImages(L.Callback):
         for name, number in (("num", num), ("every_n_epochs", every_n_epochs)):
             if isinstance(number, bool) or not isinstance(number, int) or number < 1:
                 raise ValueError(f"{name}: expected a positive whole number, got {number!r}.")
-        if shape is not None and (len(shape) not in (2, 3) or any(size < 1 for size in shape)):
-            raise ValueError(f"shape: expected (H, W) or (C, H, W), got {tuple(shape)}.")
-        if value_range is not None and not value_range[0] < value_range[1]:
+        if shape is not None and (not _is_sequence(shape, 2, 3) or any(size < 1 for size in shape)):
+            raise ValueError(f"shape: expected (H, W) or (C, H, W), got {shape!r}.")
+        if value_range is not None and not (_is_sequence(value_range, 2) and value_range[0] < value_range[1]):
             raise ValueError(f"value_range: expected (low, high) with low < high, got {value_range}.")
         self.num = num
         self.every_n_epochs = every_n_epochs
@@ -221,3 +221,7 @@ class ReconstructionImages(L.Callback):
         if self.folder is not None or not taken:
             self._log_folder.mkdir(parents=True, exist_ok=True)
             save_image(grid, self._log_folder / f"reconstructions-{step}.png")
+
+
+def _is_sequence(value: Any, *lengths: int) -> bool:
+    return isinstance(value, Sequence) and len(value) in lengths
