@@ -139,9 +139,10 @@ def sap(z: Tensor | ArrayLike, factors: Tensor | ArrayLike, *, continuous: bool 
 
     :math:`S_{jk}` says how well latent :math:`j` alone predicts factor :math:`k`: the squared correlation
     :math:`\operatorname{cov}(z_j, v_k)^2/\operatorname{var}(z_j)\operatorname{var}(v_k)` for real numbers, and for
-    classes the balanced accuracy of thresholds on it, as many as there are classes less one, found by a decision tree.
-    A latent that tells nothing has the score of chance, so for classes the gap is 1 − 1/values at most. A single latent
-    is compared with one that tells nothing.
+    classes the balanced accuracy of thresholds on it, as many as there are classes less one, found one after another by
+    a decision tree (for more than two classes there may be slightly better ones). A latent that tells nothing has the
+    score of chance, so for classes the gap is 1 − 1/values at most. A single latent is compared with one that tells
+    nothing.
 
     Numbers of disentanglement_lib differ where a factor has more than two values: its linear classifier, one class
     against the rest, cannot cut a class out of the middle, as the paper's thresholds do.
