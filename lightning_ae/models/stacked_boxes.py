@@ -30,9 +30,12 @@ class _Parts(nn.Module):
         for i, part in enumerate(self._parts() if remove_duplicate else []):
             yield from part.named_modules(memo, f"{prefix}.{i}" if prefix else str(i), remove_duplicate)
 
-    def named_children(self) -> Iterator[tuple[str, nn.Module]]:
-        """The parts: so that ``eval()``, ``to()`` and ``apply()`` reach them."""
-        yield from ((str(i), part) for i, part in enumerate(self._parts()))
+    def train(self, mode: bool = True) -> _Parts:
+        """Set the mode of the parts, which are no children: what goes through those may put others in their place."""
+        super().train(mode)
+        for part in self._parts():
+            part.train(mode)
+        return self
 
 
 class StackedEncoder(_Parts):

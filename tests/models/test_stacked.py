@@ -376,14 +376,20 @@ def test_parameters_have_one_name_and_two_models_no_list_in_common():
     assert model.level_weights[0] == 1.0
 
 
-def test_modes_and_types_of_a_box_are_those_of_its_parts():
+def test_the_mode_of_a_box_is_that_of_its_parts():
     model = stack()
     model.encoder.eval()
     assert not any(module.training for level in model.levels for module in level.encoder.modules())
     assert all(module.training for level in model.levels for module in level.decoder.modules())
-    model.decoder.double()
-    assert {parameter.dtype for level in model.levels for parameter in level.decoder.parameters()} == {torch.float64}
-    assert {parameter.dtype for level in model.levels for parameter in level.encoder.parameters()} == {torch.float32}
+
+
+def test_replaced_modules_of_levels_are_those_of_the_boxes():
+    model = ae.StackedAutoencoder([ae.MLPAutoencoder(6, 4, norm="batch"), ae.MLPAutoencoder(4, 2, hidden=())])
+    names = list(model.state_dict())
+    model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)  # as Trainer(sync_batchnorm=True) does
+    assert list(model.state_dict()) == names
+    for box in (model.encoder, model.decoder):
+        assert [type(m).__name__ for m in box.modules() if "Norm" in type(m).__name__] == ["SyncBatchNorm"]
 
 
 CONFIG = """
