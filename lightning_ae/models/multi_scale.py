@@ -112,9 +112,9 @@ class MultiScaleAutoencoder(KeepsAttributes, Autoencoder):
     that of the partial sums, ``squared_gain_<l>`` the squares. Scales are numbered from 0, the finest.
 
     ``detail``, from 1 to the number of scales, brings coarse structure first: the coarsest scale alone takes part at 1,
-    each whole number adds the next finer one, and between them it fades in. What does not take part has no gradient.
-    ``LinearSchedule("detail", 1, L)`` goes through them. A scale that joins disturbs the others for a while: all read
-    one latent.
+    each whole number adds the next finer one, and between them it fades in. What does not take part has no gradient
+    but that of its charges. ``LinearSchedule("detail", 1, L)`` goes through them. A scale that joins disturbs the
+    others for a while: all read one latent.
 
     Args:
         encoder: any module from ``(B, *event)`` to ``h``.
