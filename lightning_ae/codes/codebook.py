@@ -54,7 +54,8 @@ def spread(order: Tensor, size: Tensor | int) -> Tensor:
 def in_fixed_order(rows: Tensor, valid: Tensor) -> Tensor:
     """Rows sorted by a projection, those that are not ``valid`` last: the order in which they came does not matter."""
     direction = torch.sin(1.0 + 2.0 * torch.arange(rows.shape[1], device=rows.device, dtype=rows.dtype))
-    key = torch.where(valid, rows @ direction, torch.inf)
+    with torch.autocast(rows.device.type, enabled=False):
+        key = torch.where(valid, (rows @ direction).nan_to_num(), torch.inf)
     return rows[key.argsort()]
 
 

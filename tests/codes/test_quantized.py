@@ -120,6 +120,17 @@ def test_nearest_is_right_in_pieces_and_far_from_the_origin(monkeypatch):
     assert functions.nearest(x[:0], codes).shape == (0,)
 
 
+@pytest.mark.parametrize("size", [1.0, 1e6])
+def test_the_order_of_rows_is_theirs_under_autocast(size):
+    rows, valid = size * torch.randn(300, 2), torch.arange(300) % 3 > 0
+    rows[~valid] = torch.nan
+    expected = functions.in_fixed_order(rows, valid)[:200]
+    assert expected.isfinite().all()
+    other = torch.randperm(300)
+    with torch.autocast("cpu", torch.float16):  # holds no more than 65504
+        assert torch.equal(functions.in_fixed_order(rows[other], valid[other])[:200], expected)
+
+
 # -- averages -------------------------------------------------------------------------------------------------
 
 
