@@ -91,7 +91,7 @@ class GatedCode(PricedCode):
 
     def __getstate__(self) -> dict[str, Any]:
         # tensors with a graph can be neither copied nor pickled
-        return {**self.__dict__, "_gates": None}
+        return {**super().__getstate__(), "_gates": None}
 
     def extra_repr(self) -> str:
         """Number of latents, weight and target."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -35,6 +35,10 @@ class Code(Rebuildable, nn.Module, ABC):
 
     def __init__(self) -> None:
         super().__init__()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # no Trainer looks after a copy
+        return {name: value for name, value in vars(self).items() if name != "managed"}
 
     @abstractmethod
     def forward(self, h: Tensor) -> CodeOutput:

@@ -234,7 +234,6 @@ class Together(Ranks):
 
 def batches(kmeans):
     code = VectorQuantizerCode(12, 3, kmeans=kmeans, expire=0.3, decay=0.9).train()
-    code.managed = True
     return code, torch.randn(15, 128, 3) * torch.linspace(1, 2, 15)[:, None, None]
 
 
@@ -242,6 +241,7 @@ def batches(kmeans):
 def test_four_small_batches_make_the_codebook_of_one_large(kmeans):
     one, x = batches(kmeans)
     four = copy.deepcopy(one)
+    one.managed = four.managed = True
     for batch in x:
         one(batch)
         one.after_step(Ranks())
@@ -258,6 +258,8 @@ def test_four_small_batches_make_the_codebook_of_one_large(kmeans):
 def test_two_ranks_make_the_codebook_of_one(kmeans):
     one, x = batches(kmeans)
     codes = [copy.deepcopy(one), copy.deepcopy(one)]
+    for code in (one, *codes):
+        code.managed = True
     for batch in x:
         one(batch)
         one.after_step(Ranks())

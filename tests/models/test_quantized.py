@@ -2,6 +2,7 @@
 
 import copy
 import math
+import pickle
 import warnings
 
 import lightning as L
@@ -89,6 +90,23 @@ def test_the_default_code_has_the_decoders_channels():
         plain.bits_per_example()
     with pytest.raises(ValueError, match=r"^code: expected a latent"):
         maps(ae.VectorQuantizerCode(8, 3))
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_made_while_training_learns_without_a_trainer(duplicate, make_trainer):
+    copies = []
+
+    class Copy(L.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            copies.append(duplicate(pl_module.code))
+
+    model, x = maps(), torch.rand(32, 1, 8, 8)
+    make_trainer(callbacks=Copy()).fit(model, DataLoader(x, batch_size=8))
+    code = copies[-1]
+    before = code.codebook.clone()
+    for _ in range(2):
+        code(model.encoder(x).detach())
+    assert not torch.equal(code.codebook, before)
 
 
 def test_a_loop_without_a_trainer_learns():
@@ -202,10 +220,10 @@ def test_a_compiled_step_is_one_graph_with_the_same_loss_gradients_and_state(dec
     torch._dynamo.reset()
     model = maps(ae.VectorQuantizerCode(12, 4, decay=decay, kmeans=not started)).train()
     model.trainer = make_trainer()
-    model.code.managed = True
     x, ends = torch.rand(8, 1, 8, 8), []
     for compiled in (False, True):
         own = copy.deepcopy(model)
+        own.code.managed = True
         step = torch.compile(own.training_step, fullgraph=True, backend="aot_eager") if compiled else own.training_step
         for _ in range(2):
             own.zero_grad()
