@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ae.callbacks.latent_rows import PARTS, Latent, add_rows, describe, module_names, rows_of, widest
-from lightning_ae.callbacks.latent_summary import covariance, square, summary, unread
+from lightning_ae.callbacks.latent_summary import FAST, covariance, has_kl, square, summary, unread
 from lightning_ae.callbacks.probe import Monitor
 from lightning_ae.callbacks.probe.counters import Key
-from lightning_ae.callbacks.probe.monitor import MaskFunction
+from lightning_ae.callbacks.probe.monitor import MaskFunction, flat, nested
 from lightning_ae.callbacks.probe.site import clean_name
 from lightning_ae.metrics.latents import kl_per_dimension
 from lightning_ae.models import Autoencoder
@@ -33,10 +33,12 @@ class LatentSparsityMonitor(Monitor):
     * ``lifetime_sparsity``: Treves–Rolls of each latent over the data, averaged over those that are not always zero;
     * ``dead_fraction`` and ``always_on_fraction``: latents with :math:`|z_i| > \varepsilon` in no row, and in all;
     * ``effective_rank`` of the covariance (codes up to 256 wide) and ``active_units``, latents whose (posterior) mean
-      has a variance over the data above 0.01: what means something for dense codes;
+      has a variance over the data above 0.01: what means something for dense codes. Of Gaussian codes it is the
+      variance within batches, since a mean that moves while training tells no examples apart;
     * ``unread_fraction``: latents that vary, and to which the loss gives less than a millionth of the largest gradient
       (each times the latent's spread): the decoder does not read them, and no penalty sees them;
-    * ``kl``: nats in all, for Gaussian codes; :meth:`kl_per_dimension` has them apart;
+    * ``kl``: nats in all, for Gaussian codes; :meth:`kl_per_dimension` has them apart. This and their ``active_units``
+      rest on the steps since the last log alone, as they change faster than other figures;
     * ``codebook_usage`` and ``perplexity``, for quantised codes; negative indices are padding;
     * ``nonfinite_rows``, if there are any: they are left out of all the others.
 
@@ -101,6 +103,7 @@ class LatentSparsityMonitor(Monitor):
         self.latent_dim_axis = unit_dim
         self._seen: set[str] = set()
         self._num_codes: int | None = None
+        self._latest: dict[Key, Tensor] = {}
         self._forget()
 
     @property
@@ -119,7 +122,7 @@ class LatentSparsityMonitor(Monitor):
         """Join the probe of this Trainer."""
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
-            self._seen, self._num_codes = set(), None
+            self._seen, self._num_codes, self._latest = set(), None, {}
             self._forget()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -221,10 +224,10 @@ class LatentSparsityMonitor(Monitor):
         rows = rows_of(name, parts[name], axis, mask)
         add_rows(self.counters, rows, self.eps)
         if mean is not None:
-            self.counters.add("mean", "rows", mean.number)
             wide = widest(mean.values)
-            self.counters.add("mean", "sum", wide.sum(0), torch.float64)
-            self.counters.add("mean", "square", wide.square().sum(0), torch.float64)
+            off = torch.where(mean.counts[:, None], wide - wide.sum(0) / mean.number.clamp(min=1), 0.0)
+            self.counters.add("mean", "within", off.square().sum(0), torch.float64)
+            self.counters.add("mean", "freedom", (mean.number - 1).clamp(min=0))
         for grad in read:
             if grad.shape == rows.shape:
                 self._add_read(rows_of("gradient", grad, axis, mask).raw.square().sum(0))
@@ -258,11 +261,31 @@ class LatentSparsityMonitor(Monitor):
         counts.scatter_add_(0, flat.clamp(0, self._num_codes - 1), inside.long())
         self.counters.add("latent", "codes_outside", flat.ge(self._num_codes).sum())
 
+    def take(self, results: dict[Key, Tensor], keep: bool) -> None:
+        """Receive sums over all ranks; those since the last log are the latest."""
+        super().take(results, keep)
+        if has_kl(self.interval()):
+            self._latest = {key: value for key, value in self.interval().items() if key in FAST}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Sums over all ranks, and the latest span of those that change fast."""
+        return {**super().state_dict(), "latest": nested(self._latest)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up saved sums."""
+        super().load_state_dict(state_dict)
+        self._latest = flat(state_dict["latest"])
+
     # -- what people ask --------------------------------------------------------------------------------------
 
     def summary(self) -> dict[str, float]:
         """All figures that apply, by name."""
-        return summary(self.results())
+        results = self.results()
+        return summary(results, self._recent(results))
+
+    def _recent(self, results: dict[Key, Tensor]) -> dict[Key, Tensor]:
+        since = self.since_log(results)
+        return since if has_kl(since) else self._latest
 
     def firing_frequency(self) -> Tensor:
         """Share of the rows in which each latent is on, ``(D,)``, float64."""
@@ -271,10 +294,10 @@ class LatentSparsityMonitor(Monitor):
 
     def kl_per_dimension(self) -> Tensor:
         """Mean KL divergence of each dimension of a Gaussian code, ``(D,)``, nats, float64."""
-        results = self.results()
-        if ("latent", "kl") not in results:
+        recent = self._recent(self.results())
+        if ("latent", "kl") not in recent:
             raise ValueError("kl_per_dimension: no code with mean and log-variance, or kl, was seen.")
-        return results["latent", "kl"] / results["latent", "kl_rows"].double()
+        return recent["latent", "kl"] / recent["latent", "kl_rows"].double()
 
     def unread_latents(self) -> Tensor:
         """Indices of the latents that vary and that nobody reads."""
@@ -304,7 +327,7 @@ class LatentSparsityMonitor(Monitor):
 
     def scalars(self) -> dict[str, float]:
         """The summary."""
-        return summary(self._now)
+        return summary(self._now, self._latest)
 
     def histograms(self) -> dict[str, Tensor]:
         """Log10 of the firing frequencies; a latent that was never on is at that of half a row."""

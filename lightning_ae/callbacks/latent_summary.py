@@ -12,6 +12,14 @@ from lightning_ae.callbacks.probe.counters import Key
 from lightning_ae.metrics.latents import active_units, codebook_usage, effective_rank, perplexity
 from lightning_ae.metrics.sparsity import lifetime_sparsity
 
+#: Sums of which only the latest span says something.
+FAST: tuple[Key, ...] = (("latent", "kl"), ("latent", "kl_rows"), ("mean", "within"), ("mean", "freedom"))
+
+
+def has_kl(sums: Mapping[Key, Tensor]) -> bool:
+    """Whether there were Gaussian codes."""
+    return int(sums.get(("latent", "kl_rows"), torch.tensor(0))) > 0
+
 
 def covariance(results: Mapping[Key, Tensor]) -> tuple[Tensor | None, Tensor]:
     """Of the latents, None for wide ones; and the variances."""
@@ -41,8 +49,13 @@ def unread(results: Mapping[Key, Tensor]) -> Tensor:
     return (variance > 0) & (weighted <= 1e-12 * weighted.max())
 
 
-def summary(results: Mapping[Key, Tensor]) -> dict[str, float]:
-    """All figures that apply, by name."""
+def summary(results: Mapping[Key, Tensor], recent: Mapping[Key, Tensor]) -> dict[str, float]:
+    """All figures that apply, by name.
+
+    Args:
+        results: sums over the horizon.
+        recent: those of the latest steps alone, for what changes fast.
+    """
     values: dict[str, float] = {}
     if ("latent", "codes") in results:
         counts = results["latent", "codes"].double()
@@ -51,8 +64,8 @@ def summary(results: Mapping[Key, Tensor]) -> dict[str, float]:
         outside = int(results["latent", "codes_outside"])
         if outside:
             rank_zero_warn(f"latent: {outside} indices are not below num_codes = {len(counts)}, and were left out.")
-    if ("latent", "kl") in results and int(results["latent", "kl_rows"]) > 0:
-        values["kl"] = float((results["latent", "kl"] / results["latent", "kl_rows"].double()).sum())
+    if has_kl(recent):
+        values["kl"] = float((recent["latent", "kl"] / recent["latent", "kl_rows"].double()).sum())
     if int(results.get(("latent", "nonfinite"), torch.tensor(0))):
         values["nonfinite_rows"] = float(results["latent", "nonfinite"])
     rows = int(results.get(("latent", "rows"), torch.tensor(0)))
@@ -74,9 +87,9 @@ def summary(results: Mapping[Key, Tensor]) -> dict[str, float]:
         lifetimes = lifetime_sparsity(results["z", "abs"] / rows, square(results) / rows, rows)
         values["lifetime_sparsity"] = float(lifetimes.nanmean())
     matrix, variance = covariance(results)
-    if ("mean", "rows") in results:
-        count = results["mean", "rows"].double()
-        variance = _variance(results["mean", "square"] / count, results["mean", "sum"] / count)
+    freedom = int(recent.get(("mean", "freedom"), torch.tensor(0)))
+    if freedom:
+        variance = recent["mean", "within"] / freedom
     values["active_units"] = float(active_units(variance))
     if matrix is not None:
         values["effective_rank"] = float(effective_rank(matrix))

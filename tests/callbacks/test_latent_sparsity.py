@@ -627,6 +627,64 @@ def test_a_resumed_run_has_the_figures_of_an_uninterrupted_one(make_trainer, tmp
     assert half.summary() != pytest.approx(whole.summary(), rel=1e-3)
 
 
+def test_the_latest_nats_of_a_resumed_run_are_those_of_an_uninterrupted_one(make_trainer, tmp_path):
+    x, seen = torch.rand(40, 6), {}
+
+    class Logs(L.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            values = {
+                n: float(v) for n, v in trainer.callback_metrics.items() if n in ("latent/kl", "latent/active_units")
+            }
+            seen.setdefault(trainer.global_step, []).append(values)
+
+    def fit(epochs, path=None):
+        torch.manual_seed(1)
+        model = ae.VariationalAutoencoder(*ae.mlp_pair(6, 3, hidden=(5,), h_dim=6), lr=0.05)
+        monitor = LatentSparsityMonitor(every_n_steps=2, horizon=16)
+        trainer = make_trainer(max_epochs=epochs, callbacks=[monitor, Logs()], log_every_n_steps=4)
+        trainer.fit(model, ae.TensorDataModule(x, batch_size=8, val_fraction=0), ckpt_path=path)
+        return trainer, monitor
+
+    trainer, _ = fit(3)
+    trainer.save_checkpoint(tmp_path / "half.ckpt")
+    seen.clear()
+    _, resumed = fit(6, tmp_path / "half.ckpt")
+    _, whole = fit(6)
+    assert resumed.summary() == pytest.approx(whole.summary(), rel=1e-9)
+    # the first batch of a resumed fit has no metrics of callbacks yet
+    compared = [values for step, values in seen.items() if len(values) == 2 and values[0]]
+    assert len(compared) > 10
+    assert all(resumed == pytest.approx(whole, rel=1e-9) for resumed, whole in compared)
+    assert len({values[0]["latent/kl"] for values in compared}) > 3
+
+
+class Drifts(L.LightningModule):
+    """Posteriors that are the same for all examples of a batch, and go from far away to the prior."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+        self.latent = nn.Identity()
+
+    def training_step(self, batch, batch_idx):
+        mean = self.latent(torch.full((len(batch), 2), 10.0 - 2 * min(batch_idx, 5)) + 0 * batch)
+        return {"loss": self.weight.square(), "mean": mean, "log_variance": torch.zeros_like(mean)}
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.0)
+
+
+def test_a_posterior_that_moved_while_training_tells_no_examples_apart(make_trainer):
+    monitor = LatentSparsityMonitor(lambda outputs, batch: {k: outputs[k] for k in ("mean", "log_variance")}, 1)
+    trainer = make_trainer(callbacks=monitor, log_every_n_steps=3)
+    trainer.fit(Drifts(), DataLoader(torch.zeros(64, 2), batch_size=8))
+    summary = monitor.summary()
+    assert summary["samples"] == 64
+    assert summary["active_units"] == 0
+    assert summary["kl"] == 0.0  # of the last two batches
+    assert monitor.kl_per_dimension().tolist() == [0.0, 0.0]
+
+
 def three():
     return [
         DeadReLUMonitor(every_n_steps=2),

@@ -184,6 +184,20 @@ class TestFindings:
         assert "collapsed" not in measures(mended)
         assert mended.report.latent["kl"] > 1
 
+    @pytest.mark.parametrize(("beta", "epochs"), [(50.0, 15), (4.0, 40)])
+    def test_a_collapsed_vae_of_ours_is_seen_in_a_short_run_with_few_looks(self, make_trainer, beta, epochs):
+        pair = ae.mlp_pair((1, 8, 8), 8, h_dim=16)
+        model = ae.VariationalAutoencoder(*pair, ae.BernoulliNLL(), code=ae.GaussianCode(beta))
+        report = ae.DiagnosticsReport(quiet=True)  # at every 25th step: a dozen looks, from the first step on
+        trainer = make_trainer(max_epochs=epochs, callbacks=report)
+        trainer.fit(model, ae.DigitsDataModule())
+        assert float(trainer.callback_metrics["val/kl"]) < 0.1
+        first, *others = report.findings
+        assert (first.severity, first.measure) == ("error", "collapsed")
+        assert all("collapsed" in finding.advice for finding in others if finding.severity != "info")
+        assert report.report.latent["kl"] == pytest.approx(float(trainer.callback_metrics["val/kl"]), abs=0.02)
+        assert report.report.latent["active_units"] <= 1
+
 
 class TestReport:
     def test_reads_monitors_that_are_there_and_brings_the_others(self, make_trainer):

@@ -55,15 +55,16 @@ def latent(e: Evidence) -> Iterator[Finding]:
     if "kl" in e.code:
         kl = e.latent.kl_per_dimension()
         off = int((kl < 0.01).sum())
-        if off / len(kl) > 0.5:
+        if e.says_nothing or off / len(kl) > 0.5:
             yield Finding(
                 # dimensions that are not needed collapse in a healthy model too
-                "error" if off == len(kl) else "warning" if off > 0.9 * len(kl) else "info",
+                "error" if e.says_nothing else "warning" if off > 0.9 * len(kl) else "info",
                 "latent",
                 "collapsed",
                 off / len(kl),
                 n,
-                f"The posterior of {off} of {len(kl)} latents is the prior (KL < 0.01 nats).",
+                f"The posterior of {off} of {len(kl)} latents is the prior (KL < 0.01 nats); an example's code carries "
+                f"{float(kl.sum()):.2g} nats in all.",
                 "The KL term wins before the latent is of use: lower β, raise it slowly from 0, or grant free bits.",
             )
 

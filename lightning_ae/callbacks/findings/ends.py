@@ -98,7 +98,7 @@ def loss(e: Evidence) -> Iterator[Finding]:
         quarter = len(history) // 4
         early, late = _mean(history[quarter : 2 * quarter]), _mean(history[-quarter:])
         gain = (early - late) / max(abs(early), 1e-12)
-        if gain < 0.01 and e.out.get("fvu", 0.0) > 0.5:
+        if gain < 0.01 and e.out.get("fvu", 0.0) > 0.5 and not e.says_nothing:
             yield Finding(
                 "warning",
                 "loss",
@@ -203,7 +203,7 @@ def _why_constant(e: Evidence) -> str:
         return "The code is zero: mend that first."
     if e.code and e.latent is not None and len(e.latent.constant_latents()) == len(e.latent.variance()):
         return "The code does not vary: look at the encoder's gradient, and at the penalties on the code."
-    if e.latent is not None and "kl" in e.code and bool((e.latent.kl_per_dimension() < 0.01).all()):
+    if e.says_nothing:
         return "The posterior has collapsed to the prior: mend that first."
     if e.out["fvu"] > 1.2:
         return (

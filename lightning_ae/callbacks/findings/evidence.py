@@ -68,6 +68,11 @@ class Evidence:
         """Whether the output comes from an activation that can be flat."""
         return self.output.activation in SQUASHING
 
+    @property
+    def says_nothing(self) -> bool:
+        """Whether a Gaussian posterior is the prior, whatever the example: it carries a tenth of a nat at most."""
+        return self.code.get("kl", 1.0) < 0.1
+
     def is_code(self, site: str) -> bool:
         """Whether a site gives the latent of a model of ours, so that findings on the latent speak of it."""
         return bool(self.code) and isinstance(self.model, Autoencoder) and site.startswith("code.")

@@ -153,6 +153,10 @@ class Monitor(L.Callback):
         """Sums since the last log but one: what a curve over time is made of."""
         return self._interval
 
+    def since_log(self, results: dict[Key, Tensor]) -> dict[Key, Tensor]:
+        """Of all sums, those since the last log."""
+        return _less(results, self._taken)
+
     # -- Lightning --------------------------------------------------------------------------------------------
 
     @property
@@ -239,16 +243,18 @@ class Monitor(L.Callback):
         """Sums over all ranks, as tensors, numbers and names; with several ranks all have to call it."""
         spans = self.counters.spans() if self._probe is None else self._probe.reduced_spans(self)
         return {
-            "current": _nested(spans[0]),
-            "previous": _nested(spans[1]),
+            "current": nested(spans[0]),
+            "previous": nested(spans[1]),
             "previous_samples": self._previous_samples,
+            "taken": nested(self._taken),
             "sites": [list(site) for site in self.sites.values()],
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up saved sums."""
-        self.counters.load(_flat(state_dict["current"]), _flat(state_dict["previous"]))
+        self.counters.load(flat(state_dict["current"]), flat(state_dict["previous"]))
         self._previous_samples = state_dict["previous_samples"]
+        self._taken, self._taken_before = flat(state_dict["taken"]), flat(state_dict["previous"])
         self.sites = {row[0]: SiteInfo(*row) for row in state_dict["sites"]}
         self._reduced = None
 
@@ -258,14 +264,16 @@ def _less(sums: Mapping[Key, Tensor], earlier: Mapping[Key, Tensor]) -> dict[Key
     return {key: value - earlier[key] if key in same else value for key, value in sums.items()}
 
 
-def _nested(sums: Mapping[Key, Tensor]) -> dict[str, dict[str, Tensor]]:
-    nested: dict[str, dict[str, Tensor]] = {}
+def nested(sums: Mapping[Key, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Sums by site and field, for a checkpoint."""
+    found: dict[str, dict[str, Tensor]] = {}
     for (site, field), value in sums.items():
-        nested.setdefault(site, {})[field] = value.detach().cpu().clone()
-    return nested
+        found.setdefault(site, {})[field] = value.detach().cpu().clone()
+    return found
 
 
-def _flat(nested: Mapping[str, Mapping[str, Tensor]]) -> dict[Key, Tensor]:
+def flat(nested: Mapping[str, Mapping[str, Tensor]]) -> dict[Key, Tensor]:
+    """What :func:`nested` was given."""
     return {(site, field): value for site, fields in nested.items() for field, value in fields.items()}
 
 
