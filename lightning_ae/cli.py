@@ -116,3 +116,8 @@ def main(args: Sequence[str] | dict[str, Any] | None = None) -> AutoencoderCLI:
         save_config_kwargs={"overwrite": True},
         args=args,
     )
+
+
+def command() -> None:
+    """What ``lightning-ae`` runs: :func:`main`, whose result would be taken for a failure's message."""
+    main()

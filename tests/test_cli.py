@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import subprocess
 import sys
 from pathlib import Path
@@ -136,6 +137,13 @@ def test_fit_goes_on_from_the_configuration_and_says_so():
     Path("m.ckpt").touch()
     with pytest.raises(ValueError, match=r"lightning-ae fit -c <log_dir>/config.yaml --ckpt_path"):
         run("fit", "--ckpt_path", "m.ckpt", "--data=DigitsDataModule")
+
+
+def test_what_is_installed_ends_without_an_exit_code(monkeypatch):
+    (script,) = importlib.metadata.entry_points(group="console_scripts", name="lightning-ae")
+    fit = ["fit", "--model=LinearAutoencoder", "--model.latent_dim=2", "--data=DigitsDataModule"]
+    monkeypatch.setattr(sys, "argv", ["lightning-ae", *fit, "--trainer.fast_dev_run=1", *QUIET])
+    assert script.load()() is None  # anything else is printed, and the process fails
 
 
 def test_it_runs_as_a_module():

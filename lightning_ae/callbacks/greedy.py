@@ -33,6 +33,9 @@ class GreedyLevels(L.Callback):
     have been. Gradient flags and modes are what they were before when the fit is over, one way or the other. If it ends
     before fine-tuning, ``model.training_level`` is left as it was; set it to None to go on with all levels.
 
+    Each phase is compiled anew under ``torch.compile``, which counts towards its limit
+    (``torch._dynamo.config.recompile_limit``).
+
     Logged when a phase begins: ``greedy/level``, the level that is trained, or their number for all together.
 
     Args:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -56,6 +56,8 @@ class FiniteScalarQuantizerCode(QuantizedCode):
     _levels: Tensor
 
     def __init__(self, levels: Sequence[int]) -> None:
+        if not isinstance(levels, Iterable):
+            raise TypeError(f"levels: expected a sequence of numbers, one for each channel, got {levels!r}.")
         levels = tuple(check_k(size, "levels") for size in levels)
         if min(levels, default=0) < 2:
             raise ValueError(f"levels: expected at least one number, each of 2 or more, got {levels}.")

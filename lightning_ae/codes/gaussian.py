@@ -154,6 +154,11 @@ class GaussianCode(KeepsAttributes, Code):
         return (first // 2, *rest)
 
     def _split(self, h: Tensor) -> _Parts:
+        if not isinstance(h, Tensor):
+            raise TypeError(
+                "h: expected one tensor from the encoder, means and log-variances as blocks along dimension 1 "
+                f"(torch.cat([mean, log_variance], 1)), got a {type(h).__name__}."
+            )
         if h.ndim < 2:
             raise ValueError(f"h: expected a batch (B, 2D, ...), got {tuple(h.shape)}.")
         size = self.latent_shape(h.shape[1:])[0]

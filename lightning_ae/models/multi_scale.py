@@ -71,6 +71,8 @@ class ScaleDecoder(nn.Module):
         shape = self.scales.event_shape(bands[0])
         expected = self.scales.shapes(shape)
         if bands != expected:
+            if bands[::-1] == self.scales.shapes(self.scales.event_shape(bands[-1])):
+                raise ValueError(f"decoders: expected that of the finest scale first, got them in reverse: {bands}.")
             raise ValueError(
                 f"decoders: for data of shape {shape} they must give {expected}, finest scale first, got {bands}."
             )

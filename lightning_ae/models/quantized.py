@@ -77,9 +77,27 @@ class VectorQuantizedAutoencoder(Autoencoder):
         return self.code.indices(self.encoder(x))
 
     def decode_indices(self, indices: Tensor) -> Tensor:
-        """The reconstruction from codes ``(B, g, *spatial)``, output activation applied."""
+        """The reconstruction from codes ``(B, g, *spatial)``, output activation applied.
+
+        Raises:
+            ValueError: for numbers that are no codes; the host waits for the device to see that.
+        """
+        if not bool(((indices >= 0) & (indices < self.code.num_codes)).all()):
+            raise ValueError(
+                f"indices: expected numbers from 0 to {self.code.num_codes - 1}, got some from {int(indices.min())} to "
+                f"{int(indices.max())}."
+            )
         z = self.code.lookup(indices)
         return self.decode(z.to(next(self.decoder.parameters(), z).dtype))
+
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        """As in :class:`Autoencoder`, and the ``indices``."""
+        x = self.get_input(batch)
+        h = self.encoder(self.corruption(x))
+        z = self.code.encode(h)
+        params = self.decoder(z)
+        prediction, score = self.loss.prediction(params, x), self.loss(params, x)
+        return {"z": z, "reconstruction": prediction, "score": score, "indices": self.code.indices(h)}
 
     def bits_per_example(self) -> float:
         """Size of the indices of one example, each as likely as any other: ``vectors * log2(num_codes)``.

@@ -84,7 +84,7 @@ class Recorder(L.Callback):
         """Let codes see to their state after a step; add the batch to the means; on log steps, log them."""
         # here, as a DataLoader draws a number when validation begins, before the first hook
         self._before_validation = _random_state(pl_module.device)
-        if _has_stepped(trainer):
+        if has_stepped(trainer):
             for code in self._codes:
                 code.after_step(_TrainerRanks(trainer))
         if not isinstance(outputs, Mapping) or "terms" not in outputs:
@@ -246,14 +246,15 @@ class _TrainerRanks(Ranks):
         return self._strategy.all_gather(tensor) if self.world_size > 1 else tensor[None]
 
 
-def _has_stepped(trainer: Any) -> bool:
+def has_stepped(trainer: Any) -> bool:
+    """Whether the optimizer steps with this batch."""
     # with accumulation only the last batch's; asked as Lightning's own monitors ask
     return not (trainer.fit_loop._should_accumulate() and trainer.lightning_module.automatic_optimization)
 
 
 def is_log_step(trainer: Any) -> bool:
     """Whether Lightning's own monitors log after this batch; with accumulation only one that steps counts."""
-    return _has_stepped(trainer) and bool(trainer._logger_connector.should_update_logs or trainer.fast_dev_run)
+    return has_stepped(trainer) and bool(trainer._logger_connector.should_update_logs or trainer.fast_dev_run)
 
 
 def _log(model: L.LightningModule, values: Mapping[str, Tensor], loss: str, *, on_epoch: bool) -> None:

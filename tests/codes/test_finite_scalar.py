@@ -133,3 +133,8 @@ def test_levels_that_are_none_are_refused(levels):
 def test_other_sizes_are_refused():
     with pytest.raises(ValueError, match=r"^h: expected \(B, g \* 2"):
         FiniteScalarQuantizerCode([5, 5])(torch.zeros(2, 3))
+
+
+def test_one_number_is_no_sequence_of_levels():
+    with pytest.raises(TypeError, match="levels: expected a sequence of numbers, one for each channel, got 8"):
+        FiniteScalarQuantizerCode(8)

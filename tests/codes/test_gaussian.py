@@ -318,3 +318,8 @@ def test_what_a_schedule_has_set_is_kept():
     assert (again.beta, again.free_bits, again.capacity) == (4.0, None, 12.5)
     torch.testing.assert_close(again(torch.zeros(1, 2)).penalties["kl_charge"], torch.tensor([12.5]))
     assert again.weights()["kl_charge"] == 4.0
+
+
+def test_an_encoder_that_gives_mean_and_log_variance_apart_is_told_to_put_them_together():
+    with pytest.raises(TypeError, match=r"one tensor from the encoder, .*cat\(\[mean, log_variance\], 1\).*a tuple"):
+        GaussianCode()((torch.zeros(2, 3), torch.zeros(2, 3)))

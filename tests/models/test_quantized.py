@@ -293,3 +293,23 @@ def test_expiry_keeps_a_large_codebook_in_use_on_digits(make_trainer):
         used[expire] = len(model.eval().indices(x).unique())
     assert used[0.0] < 64
     assert used[0.05] > 100
+
+
+@pytest.mark.parametrize(
+    "code", [ae.FiniteScalarQuantizerCode([8, 6, 5]), ae.VectorQuantizerCode(240, 3, kmeans=False)]
+)
+def test_indices_that_are_no_codes_are_an_error(code):
+    model = ae.VectorQuantizedAutoencoder(*ae.conv_pair((1, 8, 8), 3, (4, 4), spatial=True), code=code)
+    for wrong in (-1, 240):
+        with pytest.raises(ValueError, match=f"indices: expected numbers from 0 to 239, got .* {wrong}"):
+            model.decode_indices(torch.full((1, 1, 2, 2), wrong))
+
+
+def test_indices_are_predicted_too():
+    code = ae.VectorQuantizerCode(16, 3, kmeans=False)
+    model = ae.VectorQuantizedAutoencoder(*ae.conv_pair((1, 8, 8), 3, (4, 4), spatial=True), code=code).eval()
+    x = torch.rand(5, 1, 8, 8)
+    prediction = model.predict_step(x, 0)
+    assert prediction["indices"].shape == (5, 1, 2, 2)
+    torch.testing.assert_close(model.decode_indices(prediction["indices"]), prediction["reconstruction"])
+    torch.testing.assert_close(prediction["score"], (x - prediction["reconstruction"]).square().flatten(1).sum(1))

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 
+import lightning as L
+from lightning.pytorch.utilities import rank_zero_warn
+
 from lightning_ae.callbacks.schedules.schedule import Schedule
 
 
@@ -18,13 +21,13 @@ class LinearSchedule(Schedule):
 
     The attribute is a number, an entry of a dict or list, or a buffer without dimensions; not a parameter, which the
     optimizer changes. Two things that go wrong in silence are warned of: a run that ends before the schedule does, and
-    an attribute that nothing reads while the first batch of the schedule is trained on (compiled code runs that batch
-    eagerly). ``torch.compile`` compiles once more when the number first changes, and not again; told ``dynamic=False``
-    it compiles for each value, up to its limit, and so it does for numbers that are ``whole``.
+    an attribute that nothing reads in the first steps of the schedule: ten at most, until one does (compiled code runs
+    them eagerly). ``torch.compile`` compiles once more when the number first changes, and not again; told
+    ``dynamic=False`` it compiles for each value, up to its limit, and so it does for numbers that are ``whole``.
 
     Args:
         attribute: dotted path in the model, as ``"code.beta"``, ``"loss.weights.ssim"``, ``"penalties.prior.weight"``
-            or ``"level_weights.0"``.
+            or ``"level_weights.0"``; a ``"model."`` before it may be there.
         start: :math:`a`.
         end: :math:`b`.
         begin: :math:`t_0`: optimizer steps if an int (batches, with manual optimization), a fraction of the run if a
@@ -139,6 +142,16 @@ class CyclicalSchedule(Schedule):
             raise ValueError(f"ramp: expected a share in (0, 1], got {ramp!r}.")
         self.cycles = cycles
         self.ramp = ramp
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """As for the others; warn of cycles that are too short to rise."""
+        super().on_train_start(trainer, pl_module)
+        first, last = self.span(self._total)
+        if last - first < 2 * self.cycles and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            rank_zero_warn(
+                f"{self._name}: {self.cycles} cycles in {last - first} steps have no time to rise from {self.start:g}. "
+                "Take fewer cycles, or a longer duration."
+            )
 
     def share(self, step: int, duration: int) -> float:
         """That of the ramp in which the step is."""

@@ -13,7 +13,10 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning_ae.callbacks.eager import Eager
 from lightning_ae.callbacks.schedules.reads import Read, Reads
 from lightning_ae.callbacks.schedules.targets import Target
-from lightning_ae.models.recorder import is_log_step
+from lightning_ae.models.recorder import has_stepped, is_log_step
+
+#: Steps in which something may come to read the number, as a codebook does that begins after the first of them.
+_PATIENCE = 10
 
 
 class Schedule(L.Callback):
@@ -55,7 +58,8 @@ class Schedule(L.Callback):
         self._total: int | None = None
         self._current: float | None = None
         self._planned = False
-        self._checked = False  # kept in checkpoints: a resumed run need not run a batch eagerly
+        self._checked = False  # kept in checkpoints: a resumed run need not run steps eagerly
+        self._unread = 0
         self._said = False
         self._session: _Session | None = None
 
@@ -122,7 +126,7 @@ class Schedule(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Nothing was seen of this run's model; a checkpoint of the run, read after this, may know better."""
-        self._checked = False
+        self._checked, self._unread = False, 0
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Find the attribute."""
@@ -160,9 +164,11 @@ class Schedule(L.Callback):
         schedules = _all(trainer)
         if schedules[0] is not self:
             return
+        self._judge(trainer)
         for schedule in schedules:
             schedule._set(trainer, pl_module)
-        self._leave()
+        if self._session is not None:
+            return
         step = _step(trainer, pl_module)
         active = [s for s in schedules if not s._checked and step >= s.span(s._total)[0]]
         if active:
@@ -171,11 +177,9 @@ class Schedule(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Warn of what was not read; log on log steps."""
-        if self._session is not None:
-            session, self._session = self._session, None
-            session.close()
-            session.report()
+        """Log on log steps."""
+        if self._session is not None and has_stepped(trainer):
+            self._session.eager.close()  # what is read after the step is still heard
         if _all(trainer)[0] is self and is_log_step(trainer):
             self._publish(trainer)
             step = trainer.fit_loop.epoch_loop._batches_that_stepped
@@ -185,16 +189,19 @@ class Schedule(L.Callback):
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """For what watches metrics after validation."""
+        self._judge(trainer)
         if trainer.state.fn == "fit":
             self._publish(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """For what watches metrics at the end of an epoch."""
-        self._leave()
+        self._judge(trainer)
         self._publish(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Warn if the run was shorter than was to be foreseen."""
+        self._judge(trainer)
+        self._warn_if_unread(0)
         done, last = _step(trainer, pl_module), self.span(self._total)[1]
         if done < last and not self._said and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             rank_zero_warn(
@@ -211,9 +218,33 @@ class Schedule(L.Callback):
         self._leave()
         self._target = None
 
+    def __repr__(self) -> str:
+        """Attribute and ends."""
+        return f"{self._name[:-1]}, {self.start}, {self.end})"
+
     @property
     def _name(self) -> str:
         return f"{type(self).__name__}({self.attribute!r})"
+
+    def _judge(self, trainer: L.Trainer) -> None:
+        """Once the step is done to which the watched batches belong, warn of what was not read."""
+        if self._session is not None and has_stepped(trainer):
+            session = self._session
+            self._leave()
+            for schedule, found in zip(session.schedules, session.found, strict=True):
+                schedule._checked = found.seen
+                schedule._unread += not found.seen
+                schedule._warn_if_unread(_PATIENCE - 1)
+
+    def _warn_if_unread(self, patience: int) -> None:
+        if self._checked or self._unread <= patience or self._target is None:
+            return
+        self._checked = True
+        rank_zero_warn(
+            f"{self._name}: it was set and nothing read it in {self._unread} steps of training, so the schedule has no "
+            "effect, unless a later phase of the training reads it. Is it this attribute of "
+            f"{type(self._target.owner).__name__} that the loss depends on?"
+        )
 
     def _leave(self) -> None:
         if self._session is not None:
@@ -237,7 +268,7 @@ class Schedule(L.Callback):
 
 
 class _Session:
-    """One batch in which it is seen which attributes are read."""
+    """The batches of one step, and what follows it, in which it is seen which attributes are read."""
 
     def __init__(self, schedules: list[Schedule]) -> None:
         self.schedules = schedules
@@ -253,16 +284,6 @@ class _Session:
     def close(self) -> None:
         self.reads.close()
         self.eager.close()
-
-    def report(self) -> None:
-        for schedule, found in zip(self.schedules, self.found, strict=True):
-            schedule._checked = True
-            if not found.seen and schedule._target is not None:
-                rank_zero_warn(
-                    f"{schedule._name}: it was set and nothing read it while a batch was trained on, so the schedule "
-                    "has no effect, unless a later phase of the training reads it. Is it this attribute of "
-                    f"{type(schedule._target.owner).__name__} that the loss depends on?"
-                )
 
 
 def _all(trainer: L.Trainer) -> list[Schedule]:
