@@ -215,8 +215,10 @@ class Recorder(L.Callback):
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add what a resumed run needs to equal an uninterrupted one: the random state and the epoch's means.
 
-        On one device only: the file is written by one rank, and what the others have is not in it.
+        On one device only: the file is written by one rank, and what the others have is not in it. Where
+        in its epoch the run is, is written down so that Lightning goes on there whatever ended it.
         """
+        _settle_epoch(checkpoint)
         if trainer.world_size == 1:
             checkpoint["lightning_ae"] = {
                 "random_state": _random_state(pl_module.device),
@@ -269,6 +271,27 @@ def _log(model: L.LightningModule, values: Mapping[str, Tensor], loss: str, *, o
     model.log_dict({name: value for name, value in values.items() if name != loss}, **options)
     if loss in values:
         model.log(loss, values[loss], prog_bar=True, **options)
+
+
+def _settle_epoch(checkpoint: dict[str, Any]) -> None:
+    # Lightning 2.6 counts an epoch as done when the fit ends in it, and begins the next one with what was left of it;
+    # and with max_steps it takes an epoch that is done for one whose last batch was just handed out, and skips one
+    loop = checkpoint.get("loops", {}).get("fit_loop", {})
+    epochs, batches = loop.get("epoch_progress"), loop.get("epoch_loop.batch_progress")
+    if not epochs or not batches or batches["current"]["ready"] == 0:
+        return
+    counts, done = epochs["current"], batches["current"]
+    if not batches["is_last_batch"]:
+        if counts["completed"] == counts["ready"] > 0:
+            for kind in ("total", "current"):
+                for stage in ("processed", "completed"):
+                    epochs[kind][stage] -= 1
+            checkpoint["epoch"] -= 1
+    elif counts["processed"] == counts["started"] and done["completed"] == done["processed"]:
+        done.update(dict.fromkeys(done, 0))
+        batches["is_last_batch"] = False
+        for kind in ("total", "current"):
+            epochs[kind]["completed"] = epochs[kind]["processed"]
 
 
 def _sum_over_ranks(trainer: L.Trainer) -> Any:

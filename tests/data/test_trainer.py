@@ -114,6 +114,7 @@ def test_resuming_after_validation_sees_the_batches_of_an_uninterrupted_run(fit,
 
 
 # Not with max_steps: resuming from such a checkpoint, Lightning 2.6 counts one epoch too many and tells samplers so.
+# For models of ours it is told better: tests/models/test_base.py.
 def test_resuming_after_an_epoch_sees_the_batches_of_an_uninterrupted_run(fit, tmp_path):
     keep = {"every_n_epochs": 1, "save_on_train_epoch_end": True}
     assert_resumes(fit, numbers, tmp_path, 12, {"max_epochs": 3}, keep)

@@ -330,6 +330,50 @@ def test_a_resumed_run_equals_an_uninterrupted_one(every, make_trainer, tmp_path
         assert torch.equal(again.callback_metrics[name], trainer.callback_metrics[name])
 
 
+@pytest.mark.parametrize("options", [{}, {"accumulate_grad_batches": 2}, {"limit_train_batches": 4}], ids=str)
+@pytest.mark.parametrize("then", [{"max_steps": 15}, {"max_epochs": 3}], ids=str)
+@pytest.mark.parametrize("first", [{"max_steps": 4}, {"max_steps": 6}, {"max_steps": 8}, {"max_epochs": 1}], ids=str)
+def test_a_run_goes_on_after_a_fit_that_ended_amid_an_epoch_or_with_it(first, then, options, make_trainer, tmp_path):
+    """Saved by hand after the fit, and resumed to a later end."""
+
+    def fit(limit, path=None):
+        torch.manual_seed(2)
+        m, seen = ae.DenoisingAutoencoder(6, 2, hidden=(5,), corruption=ae.GaussianNoise(0.3), lr=0.01), []
+
+        class See(L.Callback):
+            def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+                seen.append((trainer.current_epoch, batch_idx, batch.sum().item()))
+
+        trainer = make_trainer(callbacks=See(), **limit, **options)
+        trainer.fit(m, data(), ckpt_path=path)
+        return m, seen, trainer
+
+    _, before, trainer = fit(first)
+    epoch = trainer.current_epoch
+    trainer.save_checkpoint(tmp_path / "after.ckpt")
+    assert trainer.current_epoch == epoch  # what is written down leaves the Trainer alone
+    resumed, after, _ = fit(then, tmp_path / "after.ckpt")
+    whole, batches, _ = fit(then)
+    assert before + after == batches
+    assert torch.equal(weights(resumed), weights(whole))
+
+
+@pytest.mark.parametrize("then", [{"max_steps": 15}, {"max_epochs": 3}], ids=str)
+def test_a_run_of_steps_goes_on_after_the_checkpoint_of_an_epochs_end(then, make_trainer, tmp_path):
+    saver = L.pytorch.callbacks.ModelCheckpoint(
+        tmp_path, filename="{epoch}", save_on_train_epoch_end=True, save_top_k=-1
+    )
+    runs = []
+    for path in (None, tmp_path / "epoch=0.ckpt"):
+        torch.manual_seed(2)
+        m = ae.DenoisingAutoencoder(6, 2, hidden=(5,), corruption=ae.GaussianNoise(0.3), lr=0.01)
+        trainer = make_trainer(callbacks=saver, enable_checkpointing=True, **then)
+        trainer.fit(m, data(), ckpt_path=path)
+        runs.append((weights(m), trainer.current_epoch, trainer.global_step))
+    assert torch.equal(runs[0][0], runs[1][0])
+    assert runs[0][1:] == runs[1][1:]
+
+
 @pytest.mark.parametrize("step", [3, 6])
 def test_an_interrupted_run_logs_on_as_if_it_was_not(step, make_trainer, tmp_path):
     """Amid an epoch and at its end, every row of every epoch."""
