@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +22,9 @@ logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 
 @pytest.fixture(autouse=True)
 def seed() -> None:
-    """The same random numbers in every test, in any order."""
+    """The same random numbers in every test, in any order; and no graphs of others, whose number is limited."""
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()
     L.seed_everything(0, verbose=False)
 
 

@@ -353,7 +353,7 @@ class _Write(L.Callback):
 
 
 @pytest.mark.slow
-@pytest.mark.flaky(reruns=2, only_rerun="ProcessExitedException")
+@pytest.mark.flaky(reruns=2, only_rerun=["ProcessExitedException", "Connection (closed|reset) by peer"])
 def test_two_ranks_train_as_one_does(make_trainer, tmp_path):
     x, seen = torch.rand(40, 9), {}
     # batch normalisation sees the batch of a rank

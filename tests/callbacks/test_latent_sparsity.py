@@ -812,7 +812,7 @@ class Write(L.Callback):
 
 
 @pytest.mark.slow
-@pytest.mark.flaky(reruns=2, only_rerun="ProcessExitedException")
+@pytest.mark.flaky(reruns=2, only_rerun=["ProcessExitedException", "Connection (closed|reset) by peer"])
 def test_two_ranks_have_the_figures_of_one(make_trainer, tmp_path):
     x = torch.rand(32, 6)
     start = ae.MLPAutoencoder(6, 3, hidden=(5,), latent_activation="relu", lr=0.01)

@@ -742,7 +742,7 @@ class _Write(L.Callback):
 
 
 @pytest.mark.slow
-@pytest.mark.flaky(reruns=2, only_rerun="ProcessExitedException")
+@pytest.mark.flaky(reruns=2, only_rerun=["ProcessExitedException", "Connection (closed|reset) by peer"])
 def test_all_ranks_have_the_same_value(make_trainer, tmp_path):
     model = ae.SparseAutoencoder(*ae.mlp_pair(8, 6), code=ae.L1Code(0.1, "relu"))
     data = ae.TensorDataModule(torch.rand(32, 8), batch_size=4, val_fraction=0.0)

@@ -115,7 +115,7 @@ class _Ranks(L.Callback):
 
 
 @pytest.mark.slow
-@pytest.mark.flaky(reruns=2, only_rerun="ProcessExitedException")
+@pytest.mark.flaky(reruns=2, only_rerun=["ProcessExitedException", "Connection (closed|reset) by peer"])
 def test_two_ranks_adapt_the_weight_as_one_does(make_trainer, tmp_path):
     x, seen = torch.randn(60, 8), {}
     model = SparseAutoencoder(LinearEncoder(8, 6), LinearDecoder(6, 8), L1Code(0.1, "relu", target_l0=2))

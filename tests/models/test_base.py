@@ -184,7 +184,7 @@ class _Ranks(L.Callback):
 
 
 @pytest.mark.slow
-@pytest.mark.flaky(reruns=2, only_rerun="ProcessExitedException")
+@pytest.mark.flaky(reruns=2, only_rerun=["ProcessExitedException", "Connection (closed|reset) by peer"])
 def test_two_ranks_train_and_log_as_one_does(make_trainer, tmp_path):
     """Also ragged: 45 training examples in batches of 8, and 15 in validation, over two gloo processes."""
     start = model().state_dict()

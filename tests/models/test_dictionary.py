@@ -330,7 +330,7 @@ class ByRank(DictionaryAutoencoder):
         return torch.eye(4)[self.global_rank].repeat(len(batch), 1)
 
 
-@pytest.mark.flaky(reruns=2, only_rerun="ProcessExitedException")
+@pytest.mark.flaky(reruns=2, only_rerun=["ProcessExitedException", "Connection (closed|reset) by peer"])
 def test_what_fires_on_one_of_two_ranks_is_not_dead(make_trainer, tmp_path):
     eye = torch.eye(4)
     model = ByRank(4, 4, TopKCode(1), lr=0.0, normalize=False, dead_after=10)

@@ -195,7 +195,7 @@ class _Ranks(L.Callback):
 
 
 @pytest.mark.slow
-@pytest.mark.flaky(reruns=2, only_rerun="ProcessExitedException")
+@pytest.mark.flaky(reruns=2, only_rerun=["ProcessExitedException", "Connection (closed|reset) by peer"])
 def test_two_ranks_learn_the_codebook_of_one(make_trainer, tmp_path):
     x, seen = torch.randn(60, 6), {}
     start = flat(decay=0.9).state_dict()
