@@ -192,6 +192,15 @@ def unflattened():
     return net, (6,), {"net.0.weight": (0, rows), "net.0.bias": (0, rows), "net.3.weight": (0, [1, 3])}
 
 
+def unflattened_signal():
+    layers = [nn.Linear(6, 4 * 5), nn.Unflatten(1, (4, 5)), nn.ReLU(), nn.ConvTranspose1d(4, 1, 3)]
+    net = nn.Sequential(*layers)
+    rows = [*range(5, 10), *range(15, 20)]
+    kill(net[0], rows)
+    net.units = [1, 3]
+    return net, (6,), {"net.0.weight": (0, rows), "net.0.bias": (0, rows), "net.3.weight": (0, [1, 3])}
+
+
 def unflattened_bn():
     layers = [nn.Linear(6, 4 * 9), nn.Unflatten(1, (4, 3, 3)), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 3)]
     net = nn.Sequential(*layers)
@@ -204,7 +213,7 @@ def unflattened_bn():
 
 
 ORACLES = [mlp, conv_bn, conv_flatten, transposed, functional_relu, pooled, products, layer_norm]
-ORACLES += [unflattened, unflattened_bn]
+ORACLES += [unflattened, unflattened_signal, unflattened_bn]
 
 
 def mask_of(tensor, dim, index):

@@ -294,7 +294,9 @@ def _moved(
             return source
         if unit == 1 and out.ndim == 2 < tensor.ndim and out.shape[0] == tensor.shape[0] and tensor.numel():
             return replace(source, unit_dim=-1, repeat=tensor[0, 0].numel() * source.repeat)
-        if unit == 1 and tensor.ndim == 2 and out.ndim >= 4 and len(out) == len(tensor) and _is_fresh(source):
+        # (B, C, L) and (B, T, D) look alike, but a vector that is unflattened becomes channels
+        a_map = out.ndim >= 4 or (out.ndim == 3 and func in (torch.unflatten, Tensor.unflatten))
+        if unit == 1 and tensor.ndim == 2 and a_map and len(out) == len(tensor) and _is_fresh(source):
             return replace(source, unit_dim=1 - out.ndim, rows=out[0, 0].numel()) if out.numel() else None
         long, there = ([i for i, size in enumerate(t.shape) if size != 1] for t in (tensor, out))
         if unit in long and [tensor.shape[i] for i in long] == [out.shape[i] for i in there]:
