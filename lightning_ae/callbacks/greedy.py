@@ -7,13 +7,12 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
 from lightning_ae.models import StackedAutoencoder
-
-_SHARDED = (FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy)
+from lightning_ae.models.sharding import shards_parameters
 
 
 class GreedyLevels(L.Callback):
@@ -102,7 +101,7 @@ class GreedyLevels(L.Callback):
         n, epochs = len(pl_module.levels), self._epochs(len(pl_module.levels))
         if len(epochs) != n:
             raise ValueError(f"epochs_per_level: expected {n} numbers, one for each level, got {epochs}.")
-        if isinstance(trainer.strategy, _SHARDED):
+        if shards_parameters(trainer):
             raise ValueError(
                 "GreedyLevels: expected a strategy with whole parameters on each device (one device, DDP), got "
                 f"{type(trainer.strategy).__name__}, which shards them."

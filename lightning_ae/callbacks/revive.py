@@ -7,14 +7,12 @@ from typing import Any, get_args
 
 import lightning as L
 import torch
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_ae.callbacks.revival import Evidence, Repair, operate, plan
 from lightning_ae.callbacks.revival.plan import Method
 from lightning_ae.models import Autoencoder
-
-_SHARDED = (FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy)
+from lightning_ae.models.sharding import shards_parameters
 
 
 class DeadUnitReviver(L.Callback):
@@ -118,7 +116,7 @@ class DeadUnitReviver(L.Callback):
         """Refuse what is not right yet; forget an earlier fit."""
         if stage != "fit":
             return
-        if isinstance(trainer.strategy, _SHARDED):
+        if shards_parameters(trainer):
             raise ValueError(
                 "DeadUnitReviver: expected a strategy with whole parameters on each device (one device, DDP), got "
                 f"{type(trainer.strategy).__name__}, which shards them."

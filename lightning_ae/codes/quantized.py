@@ -256,6 +256,11 @@ class VectorQuantizerCode(KeepsAttributes, QuantizedCode):
     @torch.no_grad()
     def after_step(self, ranks: Ranks) -> None:
         """Take the vectors since the last call into account: start, averages, expiry."""
+        if self.by_gradient and ranks.sharded:
+            raise ValueError(
+                "decay: a codebook that learns by gradient needs whole parameters on each device, which this strategy "
+                "shards; use DDP, or moving averages (decay=0.99)."
+            )
         if not self.started:
             self._fill_pool(ranks)
             known = int(self.pool_seen.clamp_max(len(self.pool)))  # waits for the device, until there is a codebook

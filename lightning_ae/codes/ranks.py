@@ -21,6 +21,8 @@ class Ranks:
     rank: int = 0
     #: How many there are.
     world_size: int = 1
+    #: Whether each has only a part of the parameters.
+    sharded: bool = False
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over the processes, the same on all."""

@@ -21,6 +21,7 @@ from lightning_ae.codes.identity import Code
 from lightning_ae.codes.ranks import Ranks
 from lightning_ae.losses.base import full_precision
 from lightning_ae.models.running import RunningMeans
+from lightning_ae.models.sharding import shards_parameters
 
 if TYPE_CHECKING:
     from lightning_ae.models.base import Autoencoder
@@ -238,6 +239,7 @@ class _TrainerRanks(Ranks):
 
     def __init__(self, trainer: L.Trainer) -> None:
         self.rank, self.world_size = trainer.global_rank, trainer.world_size
+        self.sharded = shards_parameters(trainer)
         self._strategy = trainer.strategy
 
     def sum(self, tensor: Tensor) -> Tensor:

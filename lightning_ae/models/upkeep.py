@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import torch
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
+
+from lightning_ae.models.sharding import shards_parameters
 
 if TYPE_CHECKING:
     from lightning_ae.models.dictionary import DictionaryAutoencoder
@@ -32,7 +33,7 @@ class DictionaryUpkeep(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: DictionaryAutoencoder) -> None:  # type: ignore[override]
         """Refuse what cannot work; see what is known already."""
-        if isinstance(trainer.strategy, (FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy)):
+        if shards_parameters(trainer):
             raise ValueError(
                 "DictionaryAutoencoder: expected a strategy with whole weights on each device (one device, DDP), got "
                 f"{type(trainer.strategy).__name__}, which shards them."

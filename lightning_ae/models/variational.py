@@ -149,7 +149,7 @@ class VariationalAutoencoder(Autoencoder):
             ValueError: if there is no such latent, or ``values`` is not a sequence of finite numbers.
         """
         z = self.encode(x)
-        if isinstance(dim, bool) or not isinstance(dim, int) or not -z.shape[1] <= dim < z.shape[1]:
+        if isinstance(dim, bool) or not hasattr(dim, "__index__") or not -z.shape[1] <= dim < z.shape[1]:
             raise ValueError(f"dim: expected a latent from 0 to {z.shape[1] - 1}, got {dim!r}.")
         grid = torch.as_tensor(values, device=z.device, dtype=z.dtype)
         if grid.ndim != 1 or not len(grid) or not grid.isfinite().all():

@@ -533,3 +533,22 @@ def test_sizes_that_do_not_fit_are_refused():
     for indices in (torch.zeros(2, 2), torch.zeros(2, dtype=torch.long)):
         with pytest.raises(ValueError, match=r"^indices: expected whole numbers"):
             code.lookup(indices)
+
+
+def test_a_codebook_that_learns_by_gradient_refuses_to_be_sharded():
+    class Parts(Ranks):
+        world_size, sharded = 2, True
+
+        def sum(self, tensor):
+            return 2 * tensor
+
+        def gather(self, tensor):
+            return torch.stack([tensor, tensor])
+
+    averaged = VectorQuantizerCode(4, 3).train()
+    averaged.managed = True
+    averaged(torch.randn(20, 3))
+    averaged.after_step(Parts())
+    assert averaged.started
+    with pytest.raises(ValueError, match=r"decay: .* needs whole parameters .* moving averages \(decay=0.99\)"):
+        VectorQuantizerCode(4, 3, decay=None).after_step(Parts())

@@ -404,6 +404,7 @@ def test_a_traversal_changes_one_latent(kind):
         z[:, 1] = value
         torch.testing.assert_close(found[:, i], model.decode(z))
     assert torch.equal(model.traverse(x, -2, torch.tensor([-2.0, 0.0, 1.5])), found)
+    assert torch.equal(model.traverse(x, np.int64(1), np.array([-2.0, 0.0, 1.5])), found)
     assert model.encode(x).std() > 0
 
 
