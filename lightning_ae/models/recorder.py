@@ -85,9 +85,10 @@ class Recorder(L.Callback):
         """Let codes see to their state after a step; add the batch to the means; on log steps, log them."""
         # here, as a DataLoader draws a number when validation begins, before the first hook
         self._before_validation = _random_state(pl_module.device)
-        if has_stepped(trainer):
+        if self._codes and has_stepped(trainer):
+            ranks = _TrainerRanks(trainer)
             for code in self._codes:
-                code.after_step(_TrainerRanks(trainer))
+                code.after_step(ranks)
         if not isinstance(outputs, Mapping) or "terms" not in outputs:
             return  # a training step of the user's own
         self._train_means.update(outputs["terms"], pl_module.get_input(batch).shape[0])
@@ -114,9 +115,11 @@ class Recorder(L.Callback):
             )
 
     def _manage_codes(self, model: L.LightningModule, managed: bool) -> None:
-        self._codes = [module for module in model.modules() if isinstance(module, Code)]
-        for code in self._codes:
+        codes = [module for module in model.modules() if isinstance(module, Code)]
+        for code in codes:
             code.managed = managed
+        # most have nothing to do after a step
+        self._codes = [code for code in codes if type(code).after_step is not Code.after_step]
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Leave codes to themselves."""

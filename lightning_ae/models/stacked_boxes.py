@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
@@ -10,15 +11,16 @@ from torch import Tensor, nn
 from lightning_ae.models.base import Autoencoder
 
 
-class _Parts(nn.Module):
+class _Parts(nn.Module, ABC):
     """A box made of parts that are registered under ``levels``: it has their parameters, and no state of its own."""
 
     def __init__(self, levels: Sequence[Autoencoder]) -> None:
         super().__init__()
         self._levels = tuple(levels)
 
+    @abstractmethod
     def _parts(self) -> list[nn.Module]:
-        raise NotImplementedError
+        """The parts, in the order in which they are called."""
 
     def named_modules(
         self, memo: set[nn.Module] | None = None, prefix: str = "", remove_duplicate: bool = True
