@@ -1,30 +1,9 @@
 """The recipe on scales in a tiny form."""
 
-import importlib.util
-import json
-from pathlib import Path
 
-import pytest
-import torch
-
-RECIPE = Path(__file__).parents[2] / "recipes" / "multi_scale.py"
-
-
-@pytest.fixture
-def recipe():
-    threads = torch.get_num_threads()
-    spec = importlib.util.spec_from_file_location("multi_scale", RECIPE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
-    torch.set_num_threads(threads)
-
-
-def test_gains_are_the_closed_form_and_coarse_structure_comes_first(recipe, tmp_path):
-    options = ["--epochs", "8", "--gain-steps", "100", "--gain-batches", "128", "--channels", "8", "--val-every", "10"]
-    numbers = recipe.main(["--out", str(tmp_path), *options])
-    assert json.loads((tmp_path / "numbers.json").read_text()) == numbers
-    assert (tmp_path / "multi_scale.png").read_bytes().startswith(b"\x89PNG")
+def test_gains_are_the_closed_form_and_coarse_structure_comes_first(run):
+    options = ("--epochs", 8, "--gain-steps", 100, "--gain-batches", 128, "--channels", 8, "--val-every", 10)
+    numbers = run("multi_scale", *options)
     assert numbers["blocks_gains_formula_difference"] < 1e-12
     for name in ("blocks", "pyramid"):
         for optimizer in ("SGD", "Adam"):

@@ -1,31 +1,6 @@
 """The recipes that compare with closed forms, each in a tiny form."""
 
-import importlib.util
-import json
-from pathlib import Path
-
 import pytest
-import torch
-
-RECIPES = Path(__file__).parents[2] / "recipes"
-
-
-@pytest.fixture
-def run(tmp_path):
-    """Call a recipe's main; checks that the files hold what it returned, and gives the number of threads back."""
-    threads = torch.get_num_threads()
-
-    def call(name, *options):
-        spec = importlib.util.spec_from_file_location(name, RECIPES / f"{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        numbers = module.main(["--out", str(tmp_path / "out"), *map(str, options)])
-        assert json.loads((tmp_path / "out" / "numbers.json").read_text()) == numbers
-        assert (tmp_path / "out" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-        return numbers
-
-    yield call
-    torch.set_num_threads(threads)
 
 
 def test_linear_autoencoders_reach_the_principal_subspace_and_its_loss(run):

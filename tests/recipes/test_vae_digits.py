@@ -1,42 +1,15 @@
 """The VAE recipe and its benchmark, each in a tiny form."""
 
-import importlib.util
-import json
 import math
 import struct
-from pathlib import Path
 
 import pytest
 import torch
 
-RECIPES = Path(__file__).parents[2] / "recipes"
 
-
-def load(path):
-    spec = importlib.util.spec_from_file_location(Path(path).stem, RECIPES / path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def run(tmp_path):
-    """Call a recipe's main; checks that the file holds what it returned, and gives the number of threads back."""
-    threads = torch.get_num_threads()
-
-    def call(path, *options):
-        numbers = load(path).main(["--out", str(tmp_path / "out"), *map(str, options)])
-        assert json.loads((tmp_path / "out" / "numbers.json").read_text()) == numbers
-        return numbers
-
-    yield call
-    torch.set_num_threads(threads)
-
-
-def test_beta_trades_rate_for_distortion_and_latents_collapse(run, tmp_path):
+def test_beta_trades_rate_for_distortion_and_latents_collapse(run):
     options = ("--betas", 0.3, 40, "--epochs", 12, "--hidden", 64, "--latents", 6, "--samples", 30)
-    numbers = run("vae_digits.py", *options)
-    assert (tmp_path / "out" / "vae_digits.png").read_bytes().startswith(b"\x89PNG")
+    numbers = run("vae_digits", *options)
     for low, high in (("0.3", "1"), ("1", "40")):
         assert numbers[f"beta_{low}_rate"] > 1.2 * numbers[f"beta_{high}_rate"]
         assert numbers[f"beta_{low}_distortion"] < numbers[f"beta_{high}_distortion"]
@@ -47,13 +20,13 @@ def test_beta_trades_rate_for_distortion_and_latents_collapse(run, tmp_path):
         assert numbers[f"beta_{beta}_nll"] < numbers[f"beta_{beta}_bound"]
 
 
-def test_of_each_digit_the_image_that_is_reconstructed_best_is_shown():
+def test_of_each_digit_the_image_that_is_reconstructed_best_is_shown(recipe):
     class Model:
         def reconstruct(self, x):
             return x - torch.tensor([0.1, 3.0, 2.0, 0.5, 1.0])[:, None, None, None]
 
     x, y = torch.arange(5.0).view(5, 1, 1, 1), torch.tensor([0, 1, 1, 2, 1])
-    assert load("vae_digits.py").pick(Model(), x, y, (1, 2, 0)).flatten().tolist() == [4, 3, 0]
+    assert recipe("vae_digits").pick(Model(), x, y, (1, 2, 0)).flatten().tolist() == [4, 3, 0]
 
 
 def fake_mnist(root, count):
@@ -73,7 +46,7 @@ def fake_mnist(root, count):
 def test_the_benchmark_measures_what_it_says(run, tmp_path):
     fake_mnist(tmp_path, 512)
     options = ("--root", tmp_path, "--epochs", 20, "--hidden", 32, "--latents", 4, "--samples", 20, "--threads", 1)
-    numbers = run("benchmarks/vae_mnist.py", *options)
+    numbers = run("benchmarks/vae_mnist", *options, picture=False)
     # four pictures, equally often: nothing below ln 4 nats
     assert math.log(4) < numbers["nll"] < numbers["bound"] < 784 * math.log(2)
     assert numbers["bound"] == pytest.approx(numbers["reconstruction"] + numbers["kl"], rel=1e-5)
