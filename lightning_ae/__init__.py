@@ -7,18 +7,10 @@ The flow is ``x → corruption → encoder → code → decoder → loss → ter
 from lightning_ae.callbacks import (
     CosineSchedule,
     CyclicalSchedule,
-    DeadReLUMonitor,
-    DeadUnitReviver,
-    DiagnosticsReport,
-    Finding,
-    GradientSaturationMonitor,
     GreedyLevels,
-    LatentSparsityMonitor,
     LinearSchedule,
     PredictionWriter,
     ReconstructionImages,
-    Report,
-    diagnose,
     load_predictions,
 )
 from lightning_ae.checkpoint import load
@@ -52,6 +44,16 @@ from lightning_ae.data import (
     factor_images,
     linear_gaussian,
     sparse_dictionary,
+)
+from lightning_ae.diagnostics import (
+    DeadReLUMonitor,
+    DeadUnitReviver,
+    DiagnosticsReport,
+    Finding,
+    GradientSaturationMonitor,
+    LatentSparsityMonitor,
+    Report,
+    diagnose,
 )
 from lightning_ae.losses import (
     AlphaMix,

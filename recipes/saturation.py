@@ -34,7 +34,7 @@ import torch
 from lightning.pytorch.loggers.logger import DummyLogger
 
 import lightning_ae as ae
-from lightning_ae.callbacks.gradient_saturation import GradientSaturationMonitor
+from lightning_ae.diagnostics.monitors.gradient_saturation import GradientSaturationMonitor
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

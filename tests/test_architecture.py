@@ -19,11 +19,12 @@ ALLOWED = {
     "checkpoint": {"rebuildable"},
     "penalties": LOW | {"checkpoint", "rebuildable"},
     "models": LOW | {"checkpoint", "rebuildable", "penalties"},
-    "callbacks": {"metrics", "losses", "models"},
-    "pareto": LOW | {"checkpoint", "rebuildable", "penalties", "models", "callbacks"},
-    "cli": LOW | {"checkpoint", "rebuildable", "penalties", "models", "callbacks", "pareto", ""},
+    "diagnostics": {"metrics", "losses", "models"},
+    "callbacks": {"metrics", "losses", "models", "diagnostics"},
+    "pareto": LOW | {"checkpoint", "rebuildable", "penalties", "models", "diagnostics", "callbacks"},
+    "cli": LOW | {"checkpoint", "rebuildable", "penalties", "models", "diagnostics", "callbacks", "pareto", ""},
     "__main__": {"cli"},
-    "__init__": LOW | {"checkpoint", "rebuildable", "penalties", "models", "callbacks", "pareto"},
+    "__init__": LOW | {"checkpoint", "rebuildable", "penalties", "models", "diagnostics", "callbacks", "pareto"},
 }
 
 

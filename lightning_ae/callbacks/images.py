@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 from torchvision.utils import make_grid, save_image
 
-from lightning_ae.callbacks.probe.monitor import first_tensor
+from lightning_ae.diagnostics.watch.batch import first_tensor
 
 _SMALLEST = 48  # pixels; smaller images are drawn larger, by whole factors
 

@@ -32,7 +32,7 @@ import torch
 from torch import nn
 
 import lightning_ae as ae
-from lightning_ae.callbacks.probe.probe import Probe
+from lightning_ae.diagnostics.watch.probe import Probe
 
 DEFAULT_EVERY, LOG_EVERY = 25, 50
 

@@ -10,9 +10,9 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lightning_ae.callbacks.eager import Eager
 from lightning_ae.callbacks.schedules.reads import Read, Reads
 from lightning_ae.callbacks.schedules.targets import Target
+from lightning_ae.diagnostics.watch.eager import Eager
 from lightning_ae.models.recorder import has_stepped, is_log_step
 
 #: Steps in which something may come to read the number, as a codebook does that begins after the first of them.

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_ae.callbacks.probe.site import WRAPPERS, clean_name
+from lightning_ae.diagnostics.watch.site import WRAPPERS, clean_name
 
 #: An owner, and what the number, or the next owner, is called in it: an attribute, a key or an index.
 Step = tuple[Any, Any]

@@ -1,0 +1,211 @@
+"""The report as a callback."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+
+from lightning_ae.diagnostics.causes import Evidence, Finding
+from lightning_ae.diagnostics.monitors.base import Monitor
+from lightning_ae.diagnostics.monitors.dead_relu import DeadReLUMonitor
+from lightning_ae.diagnostics.monitors.gradient_saturation import GradientSaturationMonitor
+from lightning_ae.diagnostics.monitors.latent_sparsity import Latent, LatentSparsityMonitor
+from lightning_ae.diagnostics.monitors.output import OutputMonitor
+from lightning_ae.diagnostics.monitors.saturation_summary import transmission
+from lightning_ae.diagnostics.report import Report, make_report, print_report
+from lightning_ae.models import Autoencoder
+
+
+class DiagnosticsReport(L.Callback):
+    """Says at the end of a fit why the model has not learnt, if it has not: findings with evidence, cause and advice.
+
+    It reads the three monitors that it finds on the Trainer and brings along those that are missing, and looks at data,
+    reconstructions and loss besides. At the end of the fit, or where it broke off, it prints a table and writes
+    ``diagnostics.md`` into the log folder, with pictures if matplotlib is installed: firing frequencies by site, a map
+    of units, transmission over time, and loss and error over time. :attr:`report` holds all of it.
+
+    Args:
+        latent: as for :class:`LatentSparsityMonitor`; None for a model of ours.
+        output: name of the module, or of the activation, that gives the reconstruction, in a model that is not ours;
+            None for the last output of a module that has the shape of the batch's first tensor.
+        every_n_steps: how often the monitors that it brings along look, in optimizer steps.
+        folder: where to write; None for the log folder.
+        quiet: do not print.
+
+    Raises:
+        ValueError: if ``every_n_steps`` is not positive.
+
+    Example:
+        >>> import tempfile
+        >>> from lightning_ae import DigitsDataModule, MLPAutoencoder, SquaredError
+        >>> model = MLPAutoencoder((1, 8, 8), 2, hidden=(16,), loss=SquaredError("sigmoid"))
+        >>> with torch.no_grad():
+        ...     _ = model.decoder.layers[-1].bias.fill_(-12.0)  # all black, and confident of it
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     diagnostics = DiagnosticsReport(every_n_steps=2, folder=folder, quiet=True)
+        ...     trainer = L.Trainer(
+        ...         max_epochs=1, accelerator="cpu", callbacks=diagnostics, logger=False, enable_checkpointing=False,
+        ...         enable_progress_bar=False, enable_model_summary=False,
+        ...     )
+        ...     trainer.fit(model, DigitsDataModule())
+        >>> diagnostics.findings[0].measure
+        'starved_fraction'
+    """
+
+    def __init__(
+        self,
+        latent: Latent | None = None,
+        output: str | None = None,
+        every_n_steps: int = 25,
+        folder: str | Path | None = None,
+        quiet: bool = False,
+    ) -> None:
+        super().__init__()
+        self.latent, self.output, self.every_n_steps = latent, output, every_n_steps
+        self.folder, self.quiet = None if folder is None else Path(folder), quiet
+        self.report: Report | None = None
+        self._own: list[Monitor] = [OutputMonitor(output, every_n_steps)]
+        self._all: dict[type, Monitor] = {}
+        self._over_time: dict[int, dict[str, float]] = {}
+        self._seen: Any = None
+
+    @property
+    def findings(self) -> list[Finding]:
+        """What was found, the worst first; none before the end of the fit."""
+        return [] if self.report is None else self.report.findings
+
+    # -- the monitors -----------------------------------------------------------------------------------------
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Find the monitors, or bring them along."""
+        if stage != "fit":
+            return
+        self.report, self._over_time, self._seen = None, {}, None
+        kinds: dict[type, Any] = {
+            DeadReLUMonitor: lambda: DeadReLUMonitor(self.every_n_steps),
+            GradientSaturationMonitor: lambda: GradientSaturationMonitor(self.every_n_steps, output=self.output),
+        }
+        if self.latent is not None or isinstance(pl_module, Autoencoder):
+            kinds[LatentSparsityMonitor] = lambda: LatentSparsityMonitor(self.latent, self.every_n_steps)
+        there: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        given: dict[type, Any] = {kind: next((c for c in there if isinstance(c, kind)), None) for kind in kinds}
+        self._own = [self._own[0], *(make() for kind, make in kinds.items() if given[kind] is None)]
+        self._all = {type(monitor): monitor for monitor in self._own}
+        self._all |= {kind: monitor for kind, monitor in given.items() if monitor is not None}
+        for monitor in self._own:
+            monitor.setup(trainer, pl_module, stage)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Pass on."""
+        for monitor in self._own:
+            monitor.on_train_start(trainer, pl_module)
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Pass on."""
+        for monitor in self._own:
+            monitor.on_train_batch_start(trainer, pl_module, batch, batch_idx)
+
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Pass on."""
+        for monitor in self._own:
+            monitor.on_before_optimizer_step(trainer, pl_module, optimizer)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Pass on; remember what was logged."""
+        for monitor in self._own:
+            monitor.on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        self._remember(trainer)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Pass on."""
+        for monitor in self._own:
+            monitor.on_validation_start(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Pass on; remember what was logged."""
+        for monitor in self._own:
+            monitor.on_train_epoch_end(trainer, pl_module)
+        self._remember(trainer)
+
+    def _remember(self, trainer: L.Trainer) -> None:
+        saturation = self._all[GradientSaturationMonitor]
+        assert isinstance(saturation, GradientSaturationMonitor)
+        now = getattr(saturation, "_now", None)
+        if now is not None and now is not self._seen:
+            self._seen = now
+            self._over_time[trainer.global_step] = transmission(saturation.interval())
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Pass on."""
+        for monitor in self._own:
+            monitor.teardown(trainer, pl_module, stage)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sums of its own monitors."""
+        return {
+            "monitors": {type(monitor).__name__: monitor.state_dict() for monitor in self._own},
+            "over_time": dict(self._over_time),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up saved sums."""
+        for monitor in self._own:
+            if type(monitor).__name__ in state_dict["monitors"]:
+                monitor.load_state_dict(state_dict["monitors"][type(monitor).__name__])
+        self._over_time = dict(state_dict["over_time"])
+
+    # -- the report -------------------------------------------------------------------------------------------
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Read the monitors for the last time, and report."""
+        for monitor in self._own:
+            monitor.on_train_end(trainer, pl_module)
+        self._make(trainer, pl_module)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Report what was seen until then."""
+        for monitor in self._own:
+            monitor.on_exception(trainer, pl_module, exception)
+        if trainer.world_size == 1 and self._all:
+            with contextlib.suppress(Exception):  # the exception that came first is the one to see
+                self._make(trainer, pl_module)
+
+    def _make(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        found: Mapping[type, Any] = self._all
+        evidence = Evidence(
+            pl_module,
+            found[DeadReLUMonitor],
+            found[GradientSaturationMonitor],
+            found.get(LatentSparsityMonitor),
+            found[OutputMonitor],
+        )
+        self.report = make_report(evidence)
+        self.report.over_time = dict(self._over_time)
+        folder = self.folder or Path(trainer.log_dir or trainer.default_root_dir)
+        self._show(self.report, folder)
+
+    @rank_zero_only
+    def _show(self, report: Report, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        text = report.to_markdown()
+        if importlib.util.find_spec("matplotlib") is not None:
+            from lightning_ae.diagnostics.pictures import draw
+
+            text += "\n".join(f"![{path.stem}]({path.name})" for path in draw(report, folder)) + "\n"
+        (folder / "diagnostics.md").write_text(text, encoding="utf-8")
+        if not self.quiet:
+            print_report(report)
+            print(f"Written to {folder / 'diagnostics.md'}.")

@@ -1,0 +1,250 @@
+"""What the monitors share: when they look, how they count, and how that is logged, saved and resumed."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from lightning_ae.diagnostics.watch.batch import MaskFunction
+from lightning_ae.diagnostics.watch.counters import Counters, Key, flat, nested, reduce_and_read
+from lightning_ae.diagnostics.watch.probe import Probe
+from lightning_ae.diagnostics.watch.site import Event, Site, SiteInfo
+
+
+class Monitor(L.Callback):
+    """Base of the callbacks that look at a model while it trains, without being felt.
+
+    All monitors of a Trainer share one probe. It looks at every ``every_n_steps``-th optimizer step, with all the
+    batches that accumulate into it, never at validation or at the sanity check. On these steps compiled code runs
+    eagerly, so that nothing is missed; between them nothing is attached. Sums stay on the device; a log is one
+    reduction over the ranks and one copy to the host. Weights are the same with and without monitors (under
+    ``torch.compile`` up to the rounding in which eager and compiled code differ).
+
+    Args:
+        every_n_steps: look at every so many optimizer steps (batches, with manual optimization).
+        horizon: verdicts rest on the last samples looked at: from this many to twice as many, and what comes until the
+            next log.
+        include: names of modules; only sites with these names or inside these modules count. None for all. Of several
+            monitors of one kind the later ones log under ``dead_relu#1/…`` and so on.
+        unit_dim: the axis of the units of a site, by its name or that of a module around it, or for all sites. Found
+            from the layer before the activation unless given.
+        mask_fn: from the batch to a tensor with 1 where a position counts and 0 where it is padding, ``(B,)``,
+            ``(B, T)``, ….
+
+    Raises:
+        ValueError: if a number is not positive, or two monitors of one Trainer disagree on ``unit_dim`` or ``mask_fn``.
+    """
+
+    #: Beginning of the names under which it logs.
+    prefix: str = ""
+
+    def __init__(
+        self,
+        every_n_steps: int,
+        horizon: int,
+        include: Sequence[str] | None = None,
+        unit_dim: int | Mapping[str, int] | None = None,
+        mask_fn: MaskFunction | None = None,
+    ) -> None:
+        super().__init__()
+        for name, number in (("every_n_steps", every_n_steps), ("horizon", horizon)):
+            if not isinstance(number, int) or number <= 0:
+                raise ValueError(f"{name}: expected a positive whole number, got {number!r}.")
+        if isinstance(include, str):
+            raise TypeError(f"include: expected a list of names, got the string {include!r}.")
+        self.every_n_steps = every_n_steps
+        self.horizon = horizon
+        self.include = None if include is None else tuple(include)
+        self.unit_dim = unit_dim
+        self.mask_fn = mask_fn
+        self.counters = Counters()
+        self.sites: dict[str, SiteInfo] = {}
+        self._probe: Probe | None = None
+        self._reduced: dict[Key, Tensor] | None = None
+        self._previous_samples = 0
+        self._now: dict[Key, Tensor] = {}
+        self._fresh_start()
+
+    def _fresh_start(self) -> None:
+        """No sums were taken yet."""
+        self._taken: dict[Key, Tensor] = {}
+        self._taken_before: dict[Key, Tensor] = {}
+        self._interval: dict[Key, Tensor] = {}
+
+    # -- what a monitor does ----------------------------------------------------------------------------------
+
+    def on_activation(self, event: Event) -> None:
+        """An activation was applied."""
+
+    def on_gradient(self, site: Site, grad_z: Tensor, grad_y: Tensor) -> None:
+        """A gradient has passed an activation."""
+
+    def on_module(self, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        """A module has returned."""
+
+    def on_loss(self, name: str, prediction: Tensor, target: Tensor, site: Site | None) -> None:
+        """One of torch's losses was called."""
+
+    def on_batch(self, trainer: L.Trainer | None, module: nn.Module, outputs: Any, batch: Any) -> None:
+        """The batch is done."""
+
+    def on_step(self, trainer: L.Trainer | None, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Gradients are ready, the optimizer is about to step."""
+
+    @abstractmethod
+    def scalars(self) -> dict[str, float]:
+        """What is logged, by name without the prefix; names without a slash go to ``callback_metrics`` too."""
+
+    def histograms(self) -> dict[str, Tensor]:
+        """Distributions that are logged, on the host."""
+        return {}
+
+    # -- counting ---------------------------------------------------------------------------------------------
+
+    def wants(self, site: Site) -> bool:
+        """Whether a site is among those that count; remembers it."""
+        name = site.name
+        if name not in self.sites:
+            if self.include is not None and not any(
+                name == inside or name.startswith((f"{inside}.", f"{inside}#")) for inside in self.include
+            ):
+                return False
+            self.sites[name] = SiteInfo(name, site.activation.name, site.units, site.interval is not None)
+        return True
+
+    def results(self) -> dict[Key, Tensor]:
+        """Sums over all ranks, on the host: as they are now, or with several ranks as of the last log."""
+        if self._reduced is not None:
+            return self._reduced
+        totals = self.counters.totals()
+        shapes = {key: (tuple(value.shape), value.dtype) for key, value in totals.items()}
+        devices = [value.device for value in totals.values()]
+        return reduce_and_read(totals, shapes, devices[-1] if devices else torch.device("cpu"), None)
+
+    def take(self, results: dict[Key, Tensor], keep: bool) -> None:
+        """Receive sums over all ranks; begin a new span if the current one is long enough."""
+        self._reduced = results if keep else None
+        self._now = results
+        self._interval, self._taken = _less(results, self._taken), results
+        current = int(results.get(("", "samples"), torch.tensor(0))) - self._previous_samples
+        if current >= self.horizon:
+            self.counters.rotate()
+            self._previous_samples = current
+            self._taken = self._taken_before = _less(results, self._taken_before)
+
+    def interval(self) -> dict[Key, Tensor]:
+        """Sums since the last log but one: what a curve over time is made of."""
+        return self._interval
+
+    def since_log(self, results: dict[Key, Tensor]) -> dict[Key, Tensor]:
+        """Of all sums, those since the last log."""
+        return _less(results, self._taken)
+
+    # -- Lightning --------------------------------------------------------------------------------------------
+
+    @property
+    def state_key(self) -> str:
+        """Two monitors of one kind may have different settings."""
+        return self._generate_state_key(every_n_steps=self.every_n_steps, horizon=self.horizon, include=self.include)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the probe, which belongs to a running Trainer."""
+        return {**self.__dict__, "_probe": None}
+
+    @property
+    def _drives(self) -> bool:
+        return self._probe is not None and self._probe.monitors[0] is self
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Join the probe of this Trainer."""
+        if stage != "fit":
+            return
+        self.counters.clear()
+        self.sites.clear()
+        self._reduced, self._previous_samples = None, 0
+        self._fresh_start()
+        self._probe = Probe.of(trainer)
+        self._probe.join(self)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take up the sums of an interrupted run: they are global, so one rank has them."""
+        if trainer.global_rank > 0:
+            self.counters.clear()
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Look, if it is time to."""
+        if self._drives and self._probe is not None:
+            self._probe.start(trainer, pl_module, batch)
+
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Look at gradients."""
+        if self._drives and self._probe is not None:
+            self._probe.step(trainer, pl_module, optimizer)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Stop looking; log on log steps."""
+        if self._drives and self._probe is not None:
+            self._probe.end(trainer, pl_module, outputs, batch)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Log, so that what watches metrics after validation has them."""
+        if self._drives and self._probe is not None and trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._probe.log(trainer, agree=True)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Log what has not been."""
+        if self._drives and self._probe is not None:
+            self._probe.close()  # the module may have skipped the rest of the epoch
+            self._probe.log(trainer, agree=True)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Log what has not been; warn of what was never seen."""
+        if self._drives and self._probe is not None:
+            self._probe.finish(trainer, pl_module)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Leave nothing behind."""
+        if self._probe is not None:
+            self._probe.leave()
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Leave nothing behind."""
+        if self._probe is not None:
+            self._probe.leave()
+
+    # -- saving -----------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Sums over all ranks, as tensors, numbers and names; with several ranks all have to call it."""
+        spans = self.counters.spans() if self._probe is None else self._probe.reduced_spans(self)
+        return {
+            "current": nested(spans[0]),
+            "previous": nested(spans[1]),
+            "previous_samples": self._previous_samples,
+            "taken": nested(self._taken),
+            "sites": [list(site) for site in self.sites.values()],
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up saved sums."""
+        self.counters.load(flat(state_dict["current"]), flat(state_dict["previous"]))
+        self._previous_samples = state_dict["previous_samples"]
+        self._taken, self._taken_before = flat(state_dict["taken"]), flat(state_dict["previous"])
+        self.sites = {row[0]: SiteInfo(*row) for row in state_dict["sites"]}
+        self._reduced = None
+
+
+def _less(sums: Mapping[Key, Tensor], earlier: Mapping[Key, Tensor]) -> dict[Key, Tensor]:
+    same = {key for key, value in earlier.items() if key in sums and sums[key].shape == value.shape}
+    return {key: value - earlier[key] if key in same else value for key, value in sums.items()}

@@ -1,0 +1,189 @@
+"""Places where activations are applied, one call of one, and who hears of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from lightning_ae.diagnostics.watch.activations import Activation
+from lightning_ae.diagnostics.watch.flow import Origin, Reader
+
+#: What compilers and wrappers put into the names of modules.
+WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
+
+
+def clean_name(name: str) -> str:
+    """A module's name without what compilers and wrappers put into it.
+
+    Example:
+        >>> clean_name("encoder._orig_mod.0._checkpoint_wrapped_module")
+        'encoder.0'
+    """
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+
+
+def structure(root: nn.Module) -> tuple[Any, ...]:
+    """What changes if a module or parameter of a model is added, taken away or replaced; cheaper than their names."""
+    found: list[Any] = []
+    seen: set[int] = set()
+    todo = [root]
+    while todo:
+        module = todo.pop()
+        found.append(id(module))
+        if id(module) in seen:
+            continue
+        seen.add(id(module))
+        found += map(id, module._parameters.values())
+        found += module._modules
+        todo += [child for child in module._modules.values() if child is not None]
+    return tuple(found)
+
+
+@dataclass(eq=False)
+class Site:
+    """A place in the model where an activation is applied.
+
+    Attributes:
+        name: the activation module's name, or that of the module around a call and the function's, as
+            ``decoder.relu``; ``#1``, ``#2`` … after it where the same comes again.
+        activation: which function.
+        units: how many: channels for a convolution, features otherwise.
+        unit_dim: their axis, counted from the end.
+        origin: weight, bias and normalisation that make the pre-activation, as far as known.
+        interval: outputs strictly inside have a slope; None if there is no hard zero.
+        readers: weights that read the output.
+        unknown_readers: whether something that is no parameter of the model reads it too.
+    """
+
+    name: str
+    activation: Activation
+    units: int
+    unit_dim: int
+    origin: Origin | None = None
+    interval: tuple[float, float] | None = None
+    readers: set[Reader] = field(default_factory=set)
+    unknown_readers: bool = False
+
+    def other_dims(self, y: Tensor) -> list[int]:
+        """All axes of an output but that of the units."""
+        return [dim for dim in range(y.ndim) if dim != self.unit_dim + y.ndim]
+
+
+class SiteInfo(NamedTuple):
+    """What a report says of a site: its name, its activation, how many units, whether it can be exactly zero."""
+
+    name: str
+    activation: str
+    units: int
+    hard: bool
+
+
+class Event:
+    """One call of an activation in a forward pass; what several listeners need is computed once.
+
+    Attributes:
+        site: where.
+        z: pre-activation, None if it was overwritten; detached.
+        y: output; detached.
+        options: arguments of the call.
+        mask: 1 where a position counts, broadcastable to ``y``; or None.
+    """
+
+    def __init__(
+        self,
+        site: Site,
+        z: Tensor | None,
+        y: Tensor,
+        options: dict[str, Any],
+        mask: Tensor | None,
+        scratch: dict[Any, Tensor] | None = None,
+    ) -> None:
+        self.site, self.z, self.y, self.options, self.mask = site, z, y, options, mask
+        self._scratch = {} if scratch is None else scratch
+        self._live: Tensor | None = None
+
+    def live(self) -> Tensor:
+        """Elements of each unit that have a slope, ``(units,)`` int64, for an activation with a hard zero."""
+        if self._live is None:
+            assert self.site.interval is not None
+            low, high = self.site.interval
+            if low == 0 and high == float("inf"):
+                # the sign of a ReLU's output is 1 where it fires, and 0 for NaN; summing it is fastest by far
+                fires = torch.sign(self.y, out=self._room())
+            else:
+                fires = (self.y.gt(low) & self.y.lt(high)).to(torch.float32)
+            self._live = self.sum(fires)
+        return self._live
+
+    def _room(self) -> Tensor | None:
+        """Memory as large as the output, used again on the CPU, where fresh pages cost more than the sum itself."""
+        if self.y.device.type != "cpu":
+            return None  # kept between steps it would be missing where memory is scarce
+        key = (self.y.device, self.y.dtype)
+        room = self._scratch.get(key)
+        if room is None or room.numel() < self.y.numel():
+            with torch.inference_mode(False):
+                room = self._scratch[key] = torch.empty(self.y.numel(), device=self.y.device, dtype=self.y.dtype)
+        if self.y.ndim == 4 and self.y.is_contiguous(memory_format=torch.channels_last):
+            return room.as_strided(self.y.shape, self.y.stride())
+        return room[: self.y.numel()].view(self.y.shape)
+
+    def sum(self, elements: Tensor) -> Tensor:
+        """Sum of 0s and 1s over all but the units, ``(units,)`` int64."""
+        if self.mask is not None:
+            elements = elements * self.mask
+        return self._add_up(elements, whole=True)
+
+    def magnitude(self) -> Tensor:
+        """Sum of absolute outputs over all but the units, ``(units,)``, float32 or float64."""
+        name = self.site.activation.name
+        size = self.y if name in ("relu", "relu6", "sigmoid", "softplus") else torch.abs(self.y, out=self._room())
+        if self.mask is not None:
+            size = torch.where(self.mask > 0, size, 0.0)  # padding may hold NaN
+        return self._add_up(size, whole=False)
+
+    def _add_up(self, elements: Tensor, whole: bool) -> Tensor:
+        dims = self.site.other_dims(elements)
+        if not dims:
+            return elements.round().long() if whole else elements.float()
+        # float32 is exact up to 2²⁴; what has more positions is added up in two stages, whole numbers in the second,
+        # and so is a map, since one sum over batch and space is slower
+        staged = elements.ndim > 2 and dims[0] == 0 and dims[-1] == elements.ndim - 1
+        inner = dims[1:] if staged or elements.numel() >= 2**24 * self.site.units else dims
+        total = elements.sum(inner, dtype=torch.float32) if inner else elements
+        total = total.long() if whole else total
+        return total if inner == dims else total.sum(0 if dims[0] < elements.ndim + self.site.unit_dim else 1)
+
+    def positions(self) -> int | Tensor:
+        """Elements that each unit has in this call."""
+        each = self.y.numel() // self.site.units
+        if self.mask is None:
+            return each
+        shape = [size if dim != self.y.ndim + self.site.unit_dim else 1 for dim, size in enumerate(self.y.shape)]
+        return self.mask.expand(shape).sum(dtype=torch.float64).long()
+
+    def examples(self) -> int | Tensor:
+        """Examples in this call, those without a position that counts left out."""
+        first = self.y.shape[0] if self.y.ndim + self.site.unit_dim > 0 else 1
+        if self.mask is None:
+            return first
+        return (self.mask.expand(first, *self.mask.shape[1:]).flatten(1) > 0).any(1).sum()
+
+
+class Listener(Protocol):
+    """What hears of a step."""
+
+    def on_activation(self, event: Event) -> None:
+        """An activation was applied in a forward pass."""
+
+    def on_gradient(self, site: Site, grad_z: Tensor, grad_y: Tensor) -> None:
+        """A gradient has passed an activation, from its output to its input."""
+
+    def on_module(self, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        """A module of the model has returned, in a forward pass."""
+
+    def on_loss(self, name: str, prediction: Tensor, target: Tensor, site: Site | None) -> None:
+        """One of torch's losses was called, on what has passed a site or not."""
