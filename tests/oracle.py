@@ -189,7 +189,10 @@ class Heard:
         """Keep."""
         self.modules.append(name)
 
-    def on_loss(self, name: str, prediction: Tensor, target: Tensor, site: Any) -> None:
+    def on_loss(self, comparison: Any) -> None:
+        """Nothing."""
+
+    def on_entry(self, name: str, module: nn.Module, x: Tensor) -> None:
         """Nothing."""
 
 

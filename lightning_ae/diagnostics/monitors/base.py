@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning as L
 import torch
 from torch import Tensor, nn
 
+from lightning_ae.diagnostics.monitors.curve import Curve
 from lightning_ae.diagnostics.watch.batch import MaskFunction
+from lightning_ae.diagnostics.watch.comparisons import Comparison
 from lightning_ae.diagnostics.watch.counters import Counters, Key, flat, nested, reduce_and_read
 from lightning_ae.diagnostics.watch.probe import Probe
 from lightning_ae.diagnostics.watch.site import Event, Site, SiteInfo
+
+M = TypeVar("M", bound="Monitor")
 
 
 class Monitor(L.Callback):
@@ -68,10 +73,18 @@ class Monitor(L.Callback):
         self._reduced: dict[Key, Tensor] | None = None
         self._previous_samples = 0
         self._now: dict[Key, Tensor] = {}
+        self.curve = Curve()
         self._fresh_start()
 
     def _fresh_start(self) -> None:
         """No sums were taken yet."""
+        self.curve.clear()
+        self._looks = self._span_began = 0
+        #: sums as they were after so many looks
+        self._marks: list[tuple[int, dict[Key, Tensor]]] = []
+        #: those of the first look alone
+        self._first: dict[Key, Tensor] = {}
+        self._late: dict[Key, Tensor] | None = None
         self._taken: dict[Key, Tensor] = {}
         self._taken_before: dict[Key, Tensor] = {}
         self._interval: dict[Key, Tensor] = {}
@@ -87,8 +100,11 @@ class Monitor(L.Callback):
     def on_module(self, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         """A module has returned."""
 
-    def on_loss(self, name: str, prediction: Tensor, target: Tensor, site: Site | None) -> None:
-        """One of torch's losses was called."""
+    def on_loss(self, comparison: Comparison) -> None:
+        """A loss has compared a prediction with a target."""
+
+    def on_entry(self, name: str, module: nn.Module, x: Tensor) -> None:
+        """A module with weights has read data."""
 
     def on_batch(self, trainer: L.Trainer | None, module: nn.Module, outputs: Any, batch: Any) -> None:
         """The batch is done."""
@@ -133,9 +149,59 @@ class Monitor(L.Callback):
         self._interval, self._taken = _less(results, self._taken), results
         current = int(results.get(("", "samples"), torch.tensor(0))) - self._previous_samples
         if current >= self.horizon:
+            dropped = self.counters.spans()[1]
+            self._marks = [(n, _less(sums, dropped)) for n, sums in self._marks if n >= self._span_began]
+            self._span_began = self._looks
             self.counters.rotate()
             self._previous_samples = current
             self._taken = self._taken_before = _less(results, self._taken_before)
+
+    # -- what happened when -----------------------------------------------------------------------------------
+
+    def after_look(self) -> None:
+        """Called after each step looked at: marks the sums after 1, 2, 4, 8, … of them."""
+        self._looks += 1
+        self._late = None
+        if self._looks & (self._looks - 1) == 0:
+            sums = {key: value.clone() for key, value in self.counters.totals().items()}
+            self._first = self._first or sums
+            self._marks = [*self._marks[-1:], (self._looks, sums)]
+
+    def _latest_sums(self) -> dict[Key, Tensor]:
+        """Of this rank, those of the last third to two thirds of the looks; all of them if there are too few."""
+        totals = self.counters.totals()
+        enough = [sums for n, sums in self._marks if self._looks - n >= max(2, self._looks / 3)]
+        return _less(totals, enough[-1]) if enough else dict(totals)
+
+    def late_results(self) -> dict[Key, Tensor]:
+        """Sums of the later part of what was looked at, on the host: what a verdict rests on.
+
+        A short run would else be averaged with its own beginning: units that died at the third step would count as
+        alive, and a network that has learnt as one that has not. With several ranks as of the end of the fit.
+        """
+        if self._late is None:
+            sums = self._latest_sums()
+            shapes = {key: (tuple(value.shape), value.dtype) for key, value in sums.items()}
+            devices = [value.device for value in sums.values()]
+            self._late = reduce_and_read(sums, shapes, devices[-1] if devices else torch.device("cpu"), None)
+        return self._late
+
+    def first_results(self) -> dict[Key, Tensor]:
+        """Sums of the first step looked at, of this rank, on the host."""
+        return {key: value.cpu() for key, value in self._first.items()}
+
+    def late(self: M) -> M:
+        """A view of this monitor whose figures rest on :meth:`late_results`."""
+        view = copy.copy(self)
+        view._reduced = view._now = self.late_results()
+        view._taken = {}
+        return view
+
+    def settle(self, trainer: L.Trainer) -> None:
+        """Bring late sums and curves of all ranks together; all of them call it, at the end of the fit."""
+        if trainer.world_size > 1 and self._probe is not None:
+            self._late = self._probe.reduced(self, self._latest_sums())
+            self.curve.reduce(lambda values: trainer.strategy.reduce(values.to(trainer.strategy.root_device)).cpu())
 
     def interval(self) -> dict[Key, Tensor]:
         """Sums since the last log but one: what a curve over time is made of."""
@@ -234,6 +300,10 @@ class Monitor(L.Callback):
             "previous_samples": self._previous_samples,
             "taken": nested(self._taken),
             "sites": [list(site) for site in self.sites.values()],
+            "curve": self.curve.state(),
+            "looks": [self._looks, self._span_began],
+            "marks": [[n, nested(sums)] for n, sums in self._marks],
+            "first": nested(self._first),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -243,8 +313,12 @@ class Monitor(L.Callback):
         self._taken, self._taken_before = flat(state_dict["taken"]), flat(state_dict["previous"])
         self.sites = {row[0]: SiteInfo(*row) for row in state_dict["sites"]}
         self._reduced = None
+        self.curve.load(state_dict.get("curve", {}))
+        self._looks, self._span_began = state_dict.get("looks", [0, 0])
+        self._marks = [(n, flat(sums)) for n, sums in state_dict.get("marks", [])]
+        self._first = flat(state_dict.get("first", {}))
 
 
 def _less(sums: Mapping[Key, Tensor], earlier: Mapping[Key, Tensor]) -> dict[Key, Tensor]:
     same = {key for key, value in earlier.items() if key in sums and sums[key].shape == value.shape}
-    return {key: value - earlier[key] if key in same else value for key, value in sums.items()}
+    return {key: value - earlier[key].to(value.device) if key in same else value for key, value in sums.items()}

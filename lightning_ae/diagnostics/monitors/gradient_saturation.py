@@ -20,6 +20,7 @@ from lightning_ae.diagnostics.monitors.saturation_summary import (
 )
 from lightning_ae.diagnostics.watch import Event, Site
 from lightning_ae.diagnostics.watch.batch import MaskFunction, first_tensor
+from lightning_ae.diagnostics.watch.comparisons import Comparison
 from lightning_ae.diagnostics.watch.flow import same_numbers
 from lightning_ae.losses.base import full_precision
 from lightning_ae.models import Autoencoder
@@ -199,10 +200,10 @@ class GradientSaturationMonitor(Monitor):
             self._output_seen = True
             output.register_hook(_Keep(self, output.detach()))  # type: ignore[no-untyped-call]
 
-    def on_loss(self, name: str, prediction: Tensor, target: Tensor, site: Site | None) -> None:
+    def on_loss(self, comparison: Comparison) -> None:
         """Learn that the output is read as logits."""
-        if name == "bce_with_logits":
-            self._logits.append(prediction.detach())
+        if comparison.loss == "binary_cross_entropy_with_logits":
+            self._logits.append(comparison.prediction)
 
     def on_batch(self, trainer: L.Trainer | None, module: nn.Module, outputs: Any, batch: Any) -> None:
         """Compare the gradient at the output with the error there; measure the update of the step."""

@@ -15,6 +15,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from lightning_ae.diagnostics.watch import Event, Site, Watch
+from lightning_ae.diagnostics.watch.comparisons import Comparison
 from lightning_ae.diagnostics.watch.counters import Counters, Key, reduce_and_read
 from lightning_ae.diagnostics.watch.flow import Flow, Reader
 from lightning_ae.diagnostics.watch.site import clean_name
@@ -115,7 +116,10 @@ class Evidence:
     def on_module(self, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         """Nothing."""
 
-    def on_loss(self, name: str, prediction: Tensor, target: Tensor, site: Site | None) -> None:
+    def on_loss(self, comparison: Comparison) -> None:
+        """Nothing."""
+
+    def on_entry(self, name: str, module: nn.Module, x: Tensor) -> None:
         """Nothing."""
 
     # -- reading ----------------------------------------------------------------------------------------------

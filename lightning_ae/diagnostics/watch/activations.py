@@ -183,16 +183,6 @@ FUNCTIONS: dict[Any, Activation] = {
     **dict.fromkeys([functional.rrelu, torch.rrelu, torch.rrelu_, functional.rrelu_], _RRELU),
 }
 
-#: Losses between a prediction and a target, whose first two arguments are these.
-LOSSES: dict[Any, str] = {
-    functional.mse_loss: "mse",
-    functional.l1_loss: "l1",
-    functional.smooth_l1_loss: "smooth_l1",
-    functional.huber_loss: "huber",
-    functional.binary_cross_entropy: "bce",
-    functional.binary_cross_entropy_with_logits: "bce_with_logits",
-}
-
 #: Modules that do no more than call one of them: their site has the module's name.
 MODULES = (
     nn.ReLU,

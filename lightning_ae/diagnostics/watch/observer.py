@@ -50,3 +50,9 @@ class Observer(Listener, Protocol):
     def histograms(self) -> dict[str, Tensor]:
         """Distributions that are logged, on the host."""
         ...
+
+    def after_look(self) -> None:
+        """Called after each step looked at."""
+
+    def settle(self, trainer: L.Trainer) -> None:
+        """Bring together what only the end of a fit needs of all ranks."""

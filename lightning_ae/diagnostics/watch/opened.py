@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
 
-from lightning_ae.diagnostics.watch.activations import FUNCTIONS, LOSSES, MODULES, Activation
+from lightning_ae.diagnostics.watch.activations import FUNCTIONS, MODULES, Activation
+from lightning_ae.diagnostics.watch.comparisons import Comparisons
 from lightning_ae.diagnostics.watch.flow import Flow, Origin, unit_dim
+from lightning_ae.diagnostics.watch.lineage import Lineage
 from lightning_ae.diagnostics.watch.registry import Registry
 from lightning_ae.diagnostics.watch.site import Event, Listener, Site
 
@@ -42,9 +44,17 @@ class OpenWatch:
     """A watch that is open on a model, for these listeners."""
 
     def __init__(
-        self, watch: Registry, root: nn.Module, listeners: Sequence[Listener], mask: Tensor | None, flow: Flow
+        self,
+        watch: Registry,
+        root: nn.Module,
+        listeners: Sequence[Listener],
+        mask: Tensor | None,
+        flow: Flow,
+        batch: Any = None,
     ) -> None:
         self.watch, self.root, self.listeners, self.mask, self.flow = watch, root, listeners, mask, flow
+        self.lineage = Lineage(batch)
+        self._comparisons = Comparisons(self.lineage)
         self.active = True
         self._stack = [_Frame("", None)]
         self._handles = [
@@ -69,6 +79,8 @@ class OpenWatch:
             handle.remove()
         self._leave_mode()
         self.flow.clear()
+        self.lineage.clear()
+        self._comparisons.clear()
 
     def _leave_mode(self) -> None:
         above: list[TorchFunctionMode] = []  # entered since by someone else, who is going to leave them
@@ -109,6 +121,10 @@ class OpenWatch:
         if output is None:
             return  # it has raised
         with torch._C.DisableTorchFunction(), torch.no_grad():
+            x = args[0] if args else None
+            if module._parameters and isinstance(x, Tensor) and x.is_floating_point() and self.lineage.is_data(x):
+                for listener in self.listeners:
+                    listener.on_entry(frame.name, module, x.detach())
             for listener in self.listeners:
                 listener.on_module(frame.name, module, args, output)
 
@@ -117,28 +133,27 @@ class OpenWatch:
     def on_function(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call it, and look."""
         out = func(*args, **kwargs)
-        if not self.active or not isinstance(out, Tensor) or func in _PLAIN:
+        if not self.active or func in _PLAIN:
             return out
-        if func in LOSSES:
-            self._on_loss(LOSSES[func], args, kwargs)
-        if self._stack[-1].name is None or torch._C._functorch.is_functorch_wrapped_tensor(out):
-            return out  # no part of the model; or a derivative of it, not a pass through it
+        if not isinstance(out, Tensor):
+            self.lineage.parts(args, out)
+            return out
+        if torch._C._functorch.is_functorch_wrapped_tensor(out):
+            return out  # a derivative of the model, not a pass through it
+        if not _in_backward():
+            self.lineage.called(func, args, kwargs, out, self._stack[-1].name or "")
+            if (comparison := self._comparisons.of(func, args, kwargs, out)) is not None:
+                with torch._C.DisableTorchFunction(), torch.no_grad():
+                    for listener in self.listeners:
+                        listener.on_loss(comparison)
+        if self._stack[-1].name is None:
+            return out  # no part of the model
         activation = FUNCTIONS.get(func)
         if activation is None:
             self.flow.called(func, args, kwargs, out)
         else:
             self._on_activation(activation, args, kwargs, out)
         return out
-
-    def _on_loss(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        prediction = args[0] if args else kwargs.get("input")
-        target = args[1] if len(args) > 1 else kwargs.get("target")
-        if not isinstance(prediction, Tensor) or not isinstance(target, Tensor) or _in_backward():
-            return
-        origin = self.flow.of(prediction)
-        with torch._C.DisableTorchFunction(), torch.no_grad():
-            for listener in self.listeners:
-                listener.on_loss(name, prediction, target, None if origin is None else origin.site)
 
     def _on_activation(self, activation: Activation, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor) -> None:
         source: Tensor = args[0] if args else kwargs["input"]

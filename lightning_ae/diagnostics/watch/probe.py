@@ -88,7 +88,7 @@ class Probe:
         self.watch.exclude = ("penalties",) if isinstance(module, Autoencoder) else ()
         mask = None if options["mask_fn"] is None else options["mask_fn"](batch).to(module.device, torch.float32)
         self._eager = Eager()
-        self._open = self.watch.open(module, self._listening, mask)
+        self._open = self.watch.open(module, self._listening, mask, batch)
         self._looking = True
 
     def step(self, trainer: L.Trainer, module: L.LightningModule, optimizer: torch.optim.Optimizer) -> None:
@@ -113,6 +113,8 @@ class Probe:
                     monitor.counters.add("", "samples", 1 if x is None or x.ndim == 0 else len(x))
                     monitor.on_batch(trainer, module, outputs, batch)
                     monitor.counters.flush()
+                    if not trainer.fit_loop._should_accumulate():
+                        monitor.after_look()
         self._step = trainer.fit_loop.epoch_loop._batches_that_stepped
         # on the last batch too: callbacks that look at metrics at the end of the epoch may come before this one
         if trainer.is_last_batch or is_log_step(trainer):
@@ -167,6 +169,8 @@ class Probe:
         self.log(trainer, agree=True)
         if self._sampled:
             self._read(trainer, agree=True)
+            for monitor in self.monitors:
+                monitor.settle(trainer)
             parts = {clean_name(name) for name, _ in module.named_modules()}
             for monitor in self.monitors:
                 # a part without activations is no mistake
@@ -208,6 +212,20 @@ class Probe:
                 for site in found:
                     monitor.sites.setdefault(site[0], SiteInfo(*site))
         return union
+
+    def reduced(self, monitor: Observer, sums: dict[Key, Tensor]) -> dict[Key, Tensor]:
+        """Sums of a monitor over all ranks, all of which call it."""
+        trainer = self._trainer()
+        assert trainer is not None
+        number = self.monitors.index(monitor)
+        shapes = self._agree(trainer, {(number, key): value for key, value in sums.items()})
+        read = reduce_and_read(
+            {(number, key): value for key, value in sums.items()},
+            shapes,
+            trainer.strategy.root_device,
+            lambda flat: trainer.strategy.reduce(flat, reduce_op="sum"),
+        )
+        return {key: value for (_, key), value in read.items()}
 
     def reduced_spans(self, monitor: Observer) -> tuple[dict[Key, Tensor], dict[Key, Tensor]]:
         """Current and previous sums over all ranks."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ae.diagnostics.watch.activations import Activation
+from lightning_ae.diagnostics.watch.comparisons import Comparison
 from lightning_ae.diagnostics.watch.flow import Origin, Reader
 
 #: What compilers and wrappers put into the names of modules.
@@ -185,5 +186,8 @@ class Listener(Protocol):
     def on_module(self, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         """A module of the model has returned, in a forward pass."""
 
-    def on_loss(self, name: str, prediction: Tensor, target: Tensor, site: Site | None) -> None:
-        """One of torch's losses was called, on what has passed a site or not."""
+    def on_loss(self, comparison: Comparison) -> None:
+        """A loss has compared a prediction with a target."""
+
+    def on_entry(self, name: str, module: nn.Module, x: Tensor) -> None:
+        """A module with weights has read data."""

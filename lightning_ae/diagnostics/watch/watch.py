@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -34,7 +35,8 @@ class Watch(Registry):
         ...     def on_activation(self, event): print(event.site.name, event.live().tolist())
         ...     def on_gradient(self, site, grad_z, grad_y): print(site.name, grad_z.tolist())
         ...     def on_module(self, name, module, inputs, output): pass
-        ...     def on_loss(self, name, prediction, target, site): pass
+        ...     def on_loss(self, comparison): pass
+        ...     def on_entry(self, name, module, x): pass
         >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU())
         >>> nn.init.eye_(model[0].weight).sum().item()
         2.0
@@ -44,14 +46,16 @@ class Watch(Registry):
         1 [[1.0, 0.0]]
     """
 
-    def open(self, root: nn.Module, listeners: Sequence[Listener], mask: Tensor | None = None) -> OpenWatch:
+    def open(
+        self, root: nn.Module, listeners: Sequence[Listener], mask: Tensor | None = None, batch: Any = None
+    ) -> OpenWatch:
         """Start to watch; leave the context, or call ``close()``, to stop."""
         self.find(root)
         if self._wrappers:
             known = [getattr(message, "pattern", message) for _, message, *_ in warnings.filters]
             if _HEARD_TWICE not in known:
                 warnings.filterwarnings("ignore", _HEARD_TWICE)
-        return OpenWatch(self, root, listeners, mask, Flow(self._parameters))
+        return OpenWatch(self, root, listeners, mask, Flow(self._parameters), batch)
 
     def silent(self, root: nn.Module) -> list[str]:
         """Names of activation modules that have never been seen at work."""

@@ -1,0 +1,174 @@
+"""What a step's tensors are made of: which are data, and through which functions each has come."""
+
+from __future__ import annotations
+
+import weakref
+from collections import deque
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lightning_ae.diagnostics.watch.activations import FUNCTIONS
+from lightning_ae.diagnostics.watch.flow import same_numbers
+
+_LAYERS = (
+    functional.linear,
+    functional.conv1d,
+    functional.conv2d,
+    functional.conv3d,
+    functional.conv_transpose1d,
+    functional.conv_transpose2d,
+    functional.conv_transpose3d,
+)
+_DROPOUTS = (functional.dropout, functional.dropout1d, functional.dropout2d, functional.dropout3d)
+#: Functions whose result is remembered, by the name under which it is.
+_NAMES: dict[Any, str] = {
+    **{func: activation.name for func, activation in FUNCTIONS.items()},
+    **dict.fromkeys([functional.softmax, torch.softmax, Tensor.softmax], "softmax"),
+    **dict.fromkeys([functional.log_softmax, torch.log_softmax, Tensor.log_softmax], "log_softmax"),
+    **dict.fromkeys(_LAYERS, "layer"),
+    **dict.fromkeys(_DROPOUTS, "dropout"),
+    **dict.fromkeys([functional.batch_norm, functional.layer_norm, functional.group_norm], "norm"),
+    **dict.fromkeys([torch.log, Tensor.log, torch.log_], "log"),
+    **dict.fromkeys([torch.clamp, Tensor.clamp, torch.clip, Tensor.clip, Tensor.clamp_], "clamp"),
+    **dict.fromkeys([Tensor.div, torch.div, Tensor.__truediv__, torch.true_divide], "divide"),
+    **dict.fromkeys([Tensor.__add__, Tensor.add, torch.add], "add"),
+}
+#: What may stand between a probability and its logarithm.
+_GUARDS = {"clamp", "divide", "add"}
+
+
+class Made(NamedTuple):
+    """A result of one of the functions that are remembered.
+
+    Attributes:
+        name: of the function.
+        tensor: the result, detached.
+        source: the function's first argument, detached.
+        weight: its second argument, if that is a parameter.
+        width: length of the axis over which a softmax normalises; 0 for others.
+        rate: share of elements that a dropout drops; 0 for others.
+        groups: of a convolution.
+        frame: name of the module that called it.
+    """
+
+    name: str
+    tensor: Tensor
+    source: Tensor
+    weight: Tensor | None
+    width: int
+    rate: float
+    groups: int
+    frame: str
+
+
+class Lineage:
+    """Follows data and the last results of a step.
+
+    Args:
+        batch: tensors, or tuples, lists or dicts of them; what is computed from them alone, without a parameter that
+            learns, is data too.
+    """
+
+    def __init__(self, batch: Any = None) -> None:
+        self._storages: dict[int, Tensor] = {}
+        self._data: dict[int, weakref.ref[Tensor]] = {}
+        self._made: deque[Made] = deque(maxlen=48)
+        for tensor in _all_tensors(batch):
+            self._storages[_storage(tensor)] = tensor
+
+    def clear(self) -> None:
+        """Forget all tensors."""
+        self._data.clear()
+        self._made.clear()
+        self._storages.clear()
+
+    def is_data(self, tensor: Any) -> bool:
+        """Whether a tensor is of the batch, or made of it without anything that learns."""
+        if not isinstance(tensor, Tensor) or tensor.requires_grad or isinstance(tensor, nn.Parameter):
+            return False
+        found = self._data.get(id(tensor))
+        if found is not None and found() is tensor:
+            return True
+        return _storage(tensor) in self._storages if self._storages else False
+
+    def called(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Tensor, frame: str) -> None:
+        """Follow one call."""
+        if not out.requires_grad:
+            # of the first arguments: a list may hold many
+            if any(self.is_data(a) for a in args) or (
+                args and isinstance(args[0], (list, tuple)) and any(self.is_data(a) for a in args[0][:4])
+            ):
+                self._data[id(out)] = weakref.ref(out)
+        name = _NAMES.get(func)
+        if name is None:
+            return
+        source = args[0] if args else kwargs.get("input")
+        if not isinstance(source, Tensor):
+            return
+        width, rate, groups, weight = 0, 0.0, 1, None
+        if name == "softmax" or name == "log_softmax":
+            dim = args[1] if len(args) > 1 else kwargs.get("dim")
+            dim = dim if isinstance(dim, int) else 0 if out.ndim in (0, 1, 3) else 1
+            width = out.shape[dim] if out.ndim else 1
+        elif name == "dropout":
+            training = args[2] if len(args) > 2 else kwargs.get("training", True)
+            rate = float(args[1] if len(args) > 1 else kwargs.get("p", 0.5)) if training else 0.0
+        elif name == "layer":
+            second = args[1] if len(args) > 1 else kwargs.get("weight")
+            weight = second.detach() if isinstance(second, Tensor) else None
+            if func is not functional.linear:
+                groups = int(args[6] if len(args) > 6 else kwargs.get("groups", 1))
+        self._made.append(Made(name, out.detach(), source.detach(), weight, width, rate, groups, frame))
+
+    def parts(self, args: tuple[Any, ...], out: Any) -> None:
+        """Follow a call that gives several tensors, such as a split."""
+        if isinstance(out, (tuple, list)) and any(self.is_data(a) for a in args):
+            for part in out:
+                if isinstance(part, Tensor) and not part.requires_grad:
+                    self._data[id(part)] = weakref.ref(part)
+
+    def of(self, tensor: Tensor) -> list[Made]:
+        """The functions that a tensor has come through, the last one first, as far back as a layer or a gap."""
+        found: list[Made] = []
+        at = tensor
+        for made in reversed(self._made):
+            if same_numbers(made.tensor, at):
+                found.append(made)
+                if made.name == "layer":
+                    break
+                at = made.source
+        return found
+
+    def probability(self, tensor: Tensor) -> Tensor | None:
+        """What a tensor is the logarithm of, without what guards it from 0; None if it is no logarithm."""
+        path = self.of(tensor)
+        if not path or path[0].name != "log":
+            return None
+        at = path[0].source
+        for made in path[1:]:
+            if made.name not in _GUARDS:
+                break
+            at = made.source
+        return at
+
+
+def _all_tensors(batch: Any) -> Iterable[Tensor]:
+    if isinstance(batch, Tensor):
+        yield batch
+    elif isinstance(batch, Mapping):
+        for item in batch.values():
+            yield from _all_tensors(item)
+    elif isinstance(batch, (tuple, list)):
+        for item in batch:
+            yield from _all_tensors(item)
+
+
+def _storage(tensor: Tensor) -> int:
+    try:
+        return tensor.untyped_storage().data_ptr() or -1
+    except (RuntimeError, NotImplementedError):
+        return -1  # sparse tensors, and those of functorch, have none
