@@ -1,6 +1,7 @@
 """Autoencoders: the flow in ``base``, and one file for each variant."""
 
-from lightning_ae.models.base import Autoencoder, AutoencoderOutput
+from lightning_ae.boxes import AutoencoderOutput
+from lightning_ae.models.base import Autoencoder
 from lightning_ae.models.contractive import ContractiveAutoencoder
 from lightning_ae.models.conv import ConvAutoencoder
 from lightning_ae.models.denoising import DenoisingAutoencoder

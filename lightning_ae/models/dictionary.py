@@ -12,9 +12,10 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lightning_ae.boxes import AutoencoderOutput
 from lightning_ae.codes import Code, SelectingCode, SparseCode, TopKCode
 from lightning_ae.losses import ReconstructionLoss
-from lightning_ae.models.base import Autoencoder, AutoencoderOutput, check_loss
+from lightning_ae.models.base import Autoencoder, check_loss
 from lightning_ae.models.upkeep import DictionaryUpkeep
 from lightning_ae.networks import DictionaryDecoder, DictionaryEncoder
 from lightning_ae.penalties import AuxiliaryK, Penalty, PrefixReconstruction
