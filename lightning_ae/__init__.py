@@ -21,7 +21,6 @@ from lightning_ae.callbacks import (
     diagnose,
     load_predictions,
 )
-from lightning_ae.checkpoint import load
 from lightning_ae.codes import (
     BatchTopKCode,
     Code,
@@ -104,6 +103,7 @@ from lightning_ae.models import (
     StackedAutoencoder,
     VariationalAutoencoder,
     VectorQuantizedAutoencoder,
+    load,
     load_saelens,
     optimal_gains,
     save_saelens,

@@ -7,6 +7,7 @@ from lightning_ae.models.conv import ConvAutoencoder
 from lightning_ae.models.denoising import DenoisingAutoencoder
 from lightning_ae.models.dictionary import DictionaryAutoencoder
 from lightning_ae.models.linear import LinearAutoencoder
+from lightning_ae.models.loading import load
 from lightning_ae.models.mlp import MLPAutoencoder
 from lightning_ae.models.multi_scale import MultiScaleAutoencoder, MultiScaleOutput, optimal_gains
 from lightning_ae.models.quantized import VectorQuantizedAutoencoder
@@ -30,6 +31,7 @@ __all__ = [
     "StackedAutoencoder",
     "VariationalAutoencoder",
     "VectorQuantizedAutoencoder",
+    "load",
     "load_saelens",
     "optimal_gains",
     "save_saelens",
