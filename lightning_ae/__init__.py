@@ -13,7 +13,6 @@ from lightning_ae.callbacks import (
     ReconstructionImages,
     load_predictions,
 )
-from lightning_ae.checkpoint import load
 from lightning_ae.codes import (
     BatchTopKCode,
     Code,
@@ -106,6 +105,7 @@ from lightning_ae.models import (
     StackedAutoencoder,
     VariationalAutoencoder,
     VectorQuantizedAutoencoder,
+    load,
     load_saelens,
     optimal_gains,
     save_saelens,

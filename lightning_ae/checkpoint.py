@@ -4,65 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
+import lightning as L
 import torch
 from torch import Tensor
 
 from lightning_ae.rebuildable import Tree, class_path, rebuild, resolve
 
-if TYPE_CHECKING:
-    from lightning_ae.models.base import Autoencoder
+M = TypeVar("M", bound=L.LightningModule)
 
 
-def load(
+def load_recorded(
     path: str | Path,
+    cls: type[M] | None,
     *,
-    cls: type[Autoencoder] | None = None,
-    map_location: Any = "cpu",
-    trusted: Iterable[str] = (),
-    strict: bool = True,
-    **given: Any,
-) -> Autoencoder:
-    """Rebuild the model of a checkpoint, whichever variant it is, and load its weights.
-
-    The file is read with ``weights_only=True``: no code in it is run.
-
-    Args:
-        path: a checkpoint written by Lightning's ``ModelCheckpoint`` or ``trainer.save_checkpoint``.
-        cls: the class to build instead of the recorded one, for a class that was renamed or moved.
-        map_location: the model's device, as in :func:`torch.load`.
-        trusted: packages or modules, besides this one, whose classes the checkpoint may name.
-        strict: whether the weights must fit the model exactly.
-        **given: parts to use instead of the recorded ones, and those that are not recorded (your own
-            ``nn.Module`` or function); a dotted path reaches inside, as in
-            ``load(path, **{"penalties.flow.residual": residual})``.
-
-    Returns:
-        The model, in training mode as from Lightning's own loading: call ``.eval()`` before inference. Weights are
-        float32, or float64 where they were saved so.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is not a readable checkpoint of this package, or a part must be passed again.
-
-    Example:
-        >>> import tempfile, lightning as L
-        >>> from lightning_ae import LinearAutoencoder
-        >>> trainer = L.Trainer(accelerator="cpu", logger=False, enable_model_summary=False)
-        >>> trainer.strategy.connect(LinearAutoencoder(4, latent_dim=2))
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     trainer.save_checkpoint(f"{folder}/model.ckpt")
-        ...     type(load(f"{folder}/model.ckpt")).__name__
-        'LinearAutoencoder'
-    """
+    map_location: Any,
+    trusted: Iterable[str],
+    strict: bool,
+    given: Mapping[str, Any],
+) -> M:
+    """The model of the class that is recorded, or of ``cls`` instead: see :func:`lightning_ae.load`."""
     checkpoint = _read(path, map_location, weights_only=True)
     trusted = (trusted,) if isinstance(trusted, str) else tuple(trusted)
     return _restore(checkpoint, cls, trusted=trusted, strict=strict, given=given)
 
 
 def load_as(
-    cls: type[Autoencoder],
+    cls: type[M],
     path: str | Path,
     *,
     map_location: Any,
@@ -70,15 +39,15 @@ def load_as(
     strict: bool,
     given: Mapping[str, Any],
     weights_only: bool = True,
-) -> Autoencoder:
-    """As :func:`load`, and a ``TypeError`` if the model is no ``cls``."""
+) -> M:
+    """As :func:`lightning_ae.load`, and a ``TypeError`` if the model is no ``cls``."""
     trusted = (trusted,) if isinstance(trusted, str) else tuple(trusted)
     checkpoint = _read(path, map_location, weights_only)
     recorded = checkpoint["hyper_parameters"]["class_path"]
     if not _names(cls, recorded):
         # another class of ours or of a trusted module may still be a subclass
         ours = any(recorded.startswith(f"{module}.") for module in (__package__, *trusted))
-        found = resolve(recorded, (__package__, *trusted)) if ours else None
+        found: Any = resolve(recorded, (__package__, *trusted)) if ours else None
         if found is None or not issubclass(found, cls):
             raise TypeError(
                 f"{path} holds a {recorded}, not a {class_path(cls)}. If that is its new name, "
@@ -90,13 +59,13 @@ def load_as(
 
 def _restore(
     checkpoint: dict[str, Any],
-    cls: type[Autoencoder] | None,
+    cls: type[M] | None,
     *,
     trusted: Iterable[str],
     strict: bool,
     given: Mapping[str, Any],
-) -> Autoencoder:
-    model: Autoencoder = rebuild(checkpoint["hyper_parameters"], cls=cls, trusted=trusted, given=given)
+) -> M:
+    model: M = rebuild(checkpoint["hyper_parameters"], cls=cls, trusted=trusted, given=given)
     model.on_load_checkpoint(checkpoint)
     _widen(model, checkpoint["state_dict"])
     model.load_state_dict(checkpoint["state_dict"], strict=strict)
@@ -104,7 +73,7 @@ def _restore(
     return model.to(tensors[0].device) if tensors else model
 
 
-def _widen(model: Autoencoder, state: Mapping[str, Any]) -> None:
+def _widen(model: L.LightningModule, state: Mapping[str, Any]) -> None:
     """Make room for weights in double precision; of half precision become float32, as with Lightning's loading."""
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         saved = state.get(name)

@@ -147,7 +147,7 @@ def test_a_name_that_the_model_does_not_have_is_an_error(tmp_path):
 
 
 def test_a_checkpoint_may_not_name_any_callable():
-    for path in ("os.system", "lightning_ae.checkpoint.load", "lightning_ae.models.base.torch.load"):
+    for path in ("os.system", "lightning_ae.models.loading.load", "lightning_ae.models.base.torch.load"):
         with pytest.raises(ValueError, match="asks for"):
             rebuild({"class_path": path, "init_args": {}})
 

@@ -7,7 +7,7 @@ import math
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import lightning as L
 import torch
@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
+from lightning_ae.boxes import AutoencoderLike, AutoencoderOutput
 from lightning_ae.checkpoint import load_as
 from lightning_ae.codes import Code, Identity
 from lightning_ae.losses import ReconstructionLoss, SquaredError
@@ -40,25 +41,6 @@ def check_loss(loss: ReconstructionLoss | None) -> ReconstructionLoss:
     """The loss given, or :class:`SquaredError` for None; a ``TypeError`` for anything else."""
     _check_type("loss", loss, ReconstructionLoss, None)
     return SquaredError() if loss is None else loss
-
-
-class AutoencoderOutput(NamedTuple):
-    """What a forward pass gives.
-
-    Attributes:
-        z: the latent, ``(B, *latent)``.
-        params: the decoder's output, pre-activations ``(B, *loss.params_shape(event))``.
-        penalties: raw terms that the code charges, each ``(B,)``.
-    """
-
-    z: Tensor
-    params: Tensor
-    penalties: dict[str, Tensor]
-
-    def detach(self) -> AutoencoderOutput:
-        """The same, cut from the graph."""
-        penalties = {name: value.detach() for name, value in self.penalties.items()}
-        return AutoencoderOutput(self.z.detach(), self.params.detach(), penalties)
 
 
 class Autoencoder(Rebuildable, L.LightningModule):
@@ -188,7 +170,8 @@ class Autoencoder(Rebuildable, L.LightningModule):
     def terms(self, x: Tensor, output: AutoencoderOutput) -> dict[str, Tensor]:
         """Raw, unweighted terms by name, ``(B,)`` or without dimensions each; every one is logged."""
         terms = self.loss.terms(output.params, x)
-        penalties = {name: penalty(x, output, self) for name, penalty in self.penalties.items()}
+        model: AutoencoderLike = self  # all that penalties rely on
+        penalties = {name: penalty(x, output, model) for name, penalty in self.penalties.items()}
         charges = {**output.penalties, **self.code.auxiliary(lambda z: self._score_frozen(z, x))}
         if set(charges) != set(self.code.weights()):
             raise ValueError(

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
+from lightning_ae.boxes import AutoencoderOutput
 from lightning_ae.losses import ReconstructionLoss
 from lightning_ae.losses.base import full_precision
 from lightning_ae.metrics.scales import ScaleError
-from lightning_ae.models.base import Autoencoder, AutoencoderOutput
+from lightning_ae.models.base import Autoencoder
 from lightning_ae.models.weights import check_weights
 from lightning_ae.networks.scales import Scales
 from lightning_ae.rebuildable import KeepsAttributes

@@ -7,24 +7,36 @@ steps that torch.compile traces have no side effects, and ModelCheckpoint, which
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol, cast
 
 import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
+from lightning_ae.boxes import AutoencoderLike
 from lightning_ae.codes.identity import Code
 from lightning_ae.codes.ranks import Ranks
 from lightning_ae.losses.base import full_precision
 from lightning_ae.models.running import RunningMeans
 from lightning_ae.models.sharding import shards_parameters
 
-if TYPE_CHECKING:
-    from lightning_ae.models.base import Autoencoder
+
+class Recorded(AutoencoderLike, Protocol):
+    """A model that also says what to check and what to measure of a batch: an Autoencoder."""
+
+    @property
+    def penalties(self) -> nn.ModuleDict:
+        """By the name under which they are logged."""
+
+    def check_input(self, x: Tensor) -> None:
+        """Raise an error for data that the model is not made for."""
+
+    def configure_metrics(self, x: Tensor) -> MetricCollection:
+        """Metrics for data like the first batch."""
 
 
 class Recorder(L.Callback):
@@ -44,10 +56,11 @@ class Recorder(L.Callback):
         self._before_validation: dict[str, Tensor] | None = None
         self._codes: list[Code] = []
 
-    def _check(self, trainer: L.Trainer, model: Autoencoder, batch: Any) -> None:
+    def _check(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any) -> None:
         stage = str(trainer.state.stage)
         if stage not in self._checked:
             self._checked.add(stage)
+            model = _recorded(pl_module)
             model.check_input(model.get_input(batch))
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -57,10 +70,10 @@ class Recorder(L.Callback):
 
     # -- training ---------------------------------------------------------------------------------------------
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: Autoencoder) -> None:  # type: ignore[override]
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Go on with the random numbers of the interrupted run; with several ranks, give each its own."""
         self._manage_codes(pl_module, True)
-        for penalty in pl_module.penalties.values():
+        for penalty in _recorded(pl_module).penalties.values():
             penalty.on_train_start(pl_module)  # type: ignore[operator]
         shard = trainer.distributed_sampler_kwargs
         if shard is not None and shard["num_replicas"] > 1:
@@ -71,16 +84,16 @@ class Recorder(L.Callback):
             _set_random_state(self._random_state, pl_module.device)
         self._random_state = None
 
-    def on_train_batch_start(  # type: ignore[override]
-        self, trainer: L.Trainer, pl_module: Autoencoder, batch: Any, batch_idx: int
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Check the first batch, and start the epoch's means with it."""
         self._check(trainer, pl_module, batch)
         if batch_idx == 0:
             self._train_means.reset()
 
-    def on_train_batch_end(  # type: ignore[override]
-        self, trainer: L.Trainer, pl_module: Autoencoder, outputs: Any, batch: Any, batch_idx: int
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Let codes see to their state after a step; add the batch to the means; on log steps, log them."""
         # here, as a DataLoader draws a number when validation begins, before the first hook
@@ -91,7 +104,7 @@ class Recorder(L.Callback):
                 code.after_step(ranks)
         if not isinstance(outputs, Mapping) or "terms" not in outputs:
             return  # a training step of the user's own
-        self._train_means.update(outputs["terms"], pl_module.get_input(batch).shape[0])
+        self._train_means.update(outputs["terms"], _recorded(pl_module).get_input(batch).shape[0])
         if is_log_step(trainer):
             means = self._train_means.recent(_sum_over_ranks(trainer))
             self._warn_if_not_finite(means, trainer)
@@ -135,13 +148,14 @@ class Recorder(L.Callback):
         self._eval_means.clear()
         self._eval_metrics.clear()
 
-    def _add(self, model: Autoencoder, outputs: Any, batch: Any, loader: int) -> None:
+    def _add(self, pl_module: L.LightningModule, outputs: Any, batch: Any, loader: int) -> None:
         if not isinstance(outputs, Mapping) or "terms" not in outputs:
             return
+        model = _recorded(pl_module)
         x = model.get_input(batch)
         if loader not in self._eval_means:
             self._eval_means[loader] = RunningMeans()
-            self._eval_metrics[loader] = model.configure_metrics(x).to(model.device)
+            self._eval_metrics[loader] = model.configure_metrics(x).to(pl_module.device)
         self._eval_means[loader].update(outputs["terms"], x.shape[0])
         prediction = model.loss.prediction(outputs["output"].params, x)
         # torchmetrics takes views: channels_last or transposed data have none
@@ -158,16 +172,16 @@ class Recorder(L.Callback):
         """Start means and metrics."""
         self._start()
 
-    def on_validation_batch_start(  # type: ignore[override]
-        self, trainer: L.Trainer, pl_module: Autoencoder, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    def on_validation_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Check the first batch."""
         self._check(trainer, pl_module, batch)
 
-    def on_validation_batch_end(  # type: ignore[override]
+    def on_validation_batch_end(
         self,
         trainer: L.Trainer,
-        pl_module: Autoencoder,
+        pl_module: L.LightningModule,
         outputs: Any,
         batch: Any,
         batch_idx: int,
@@ -186,16 +200,16 @@ class Recorder(L.Callback):
         """Start means and metrics."""
         self._start()
 
-    def on_test_batch_start(  # type: ignore[override]
-        self, trainer: L.Trainer, pl_module: Autoencoder, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    def on_test_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Check the first batch."""
         self._check(trainer, pl_module, batch)
 
-    def on_test_batch_end(  # type: ignore[override]
+    def on_test_batch_end(
         self,
         trainer: L.Trainer,
-        pl_module: Autoencoder,
+        pl_module: L.LightningModule,
         outputs: Any,
         batch: Any,
         batch_idx: int,
@@ -208,8 +222,8 @@ class Recorder(L.Callback):
         """Log means and metrics."""
         self._finish(trainer, pl_module, "test")
 
-    def on_predict_batch_start(  # type: ignore[override]
-        self, trainer: L.Trainer, pl_module: Autoencoder, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    def on_predict_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Check the first batch."""
         self._check(trainer, pl_module, batch)
@@ -235,6 +249,11 @@ class Recorder(L.Callback):
         if state is not None and trainer.state.fn == TrainerFn.FITTING and trainer.world_size == 1:
             self._random_state = state["random_state"]
             self._train_means.load_state_dict(state["train_means"], trainer.strategy.root_device)
+
+
+def _recorded(pl_module: L.LightningModule) -> Recorded:
+    """The model that brought the Recorder along."""
+    return cast(Recorded, pl_module)
 
 
 class _TrainerRanks(Ranks):

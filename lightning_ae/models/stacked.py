@@ -11,9 +11,10 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
+from lightning_ae.boxes import AutoencoderOutput
 from lightning_ae.codes import Code
 from lightning_ae.losses import ReconstructionLoss
-from lightning_ae.models.base import Autoencoder, AutoencoderOutput
+from lightning_ae.models.base import Autoencoder
 from lightning_ae.models.sparse import SparseAutoencoder
 from lightning_ae.models.stacked_boxes import StackedDecoder, StackedEncoder
 from lightning_ae.models.weights import check_weights

@@ -2,22 +2,208 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor, nn
+from torch.nn import functional
 
+from lightning_ae.boxes import AutoencoderOutput
+from lightning_ae.codes import SelectingCode, SparseCode
+from lightning_ae.losses import ReconstructionLoss
+from lightning_ae.models.base import Autoencoder
 from lightning_ae.models.sharding import shards_parameters
-
-if TYPE_CHECKING:
-    from lightning_ae.models.dictionary import DictionaryAutoencoder
+from lightning_ae.networks import DictionaryDecoder, DictionaryEncoder
 
 #: Training batches on which the scale of the data is estimated.
 SCALE_BATCHES = 10
 #: Training batches between two looks at which latents are dead; each waits for the device once.
 LOOK_EVERY = 50
+
+
+class UpkeptAutoencoder(Autoencoder, ABC):
+    """The parameters of a dictionary, and what is done to them and counted between two steps; not yet the flow.
+
+    Args:
+        encoder: see :class:`lightning_ae.DictionaryAutoencoder` for all of them.
+        decoder: its atoms.
+        loss: in units of the scaled data.
+        unit_norm: whether atoms have norm 1.
+        normalize: whether the scale of the data is estimated.
+        dead_after: examples.
+        resample_every: training batches; 0 for none.
+        **kwargs: as for :class:`Autoencoder`.
+    """
+
+    encoder: DictionaryEncoder
+    decoder: DictionaryDecoder
+    input_scale: Tensor
+    norm_sum: Tensor
+    norm_batches: Tensor
+    since_fired: Tensor
+    dead: Tensor
+
+    def __init__(
+        self,
+        encoder: DictionaryEncoder,
+        decoder: DictionaryDecoder,
+        loss: ReconstructionLoss,
+        *,
+        unit_norm: bool,
+        normalize: bool,
+        dead_after: int,
+        resample_every: int,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(encoder, decoder, loss, **kwargs)
+        for name, value, least in (("dead_after", dead_after, 1), ("resample_every", resample_every, 0)):
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"{name}: expected a whole number of at least {least}, got {value!r}.")
+        self.unit_norm = unit_norm
+        self.normalize = normalize
+        self.dead_after = dead_after
+        self.resample_every = resample_every
+        num_latents, in_features = encoder.weight.shape
+        self.pre_bias = nn.Parameter(torch.zeros(in_features))
+        self.register_buffer("input_scale", torch.tensor(1.0))
+        self.register_buffer("norm_sum", torch.tensor(0.0))
+        self.register_buffer("norm_batches", torch.tensor(0))
+        self.register_buffer("since_fired", torch.zeros(num_latents, dtype=torch.int64))
+        self.register_buffer("dead", torch.zeros(num_latents, dtype=torch.bool))
+        # each rank counts for itself between two reductions; DDP would send them rank 0's before each step
+        self._ddp_params_and_buffers_to_ignore = ["since_fired", "dead"]
+        # known before a step is compiled: how many there are is a shape in its graph
+        self._dead: Tensor | None = torch.zeros(0, dtype=torch.int64)
+        self.register_load_state_dict_post_hook(lambda module, _: module._forget_dead())  # type: ignore[no-untyped-call]
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> AutoencoderOutput:
+        """Latent, reconstruction in units of ``x``, and the code's charges."""
+
+    def configure_callbacks(self) -> list[L.Callback]:
+        """What logs, and :class:`DictionaryUpkeep`."""
+        there = self._trainer is not None and any(isinstance(c, DictionaryUpkeep) for c in self.trainer.callbacks)  # type: ignore[attr-defined]
+        return [*super().configure_callbacks(), *([] if there else [DictionaryUpkeep()])]
+
+    @torch.no_grad()
+    def observe(self, x: Tensor, reduce: Any = None) -> None:
+        r"""Refine :math:`s` with a batch; the first one also sets the pre-bias, to its mean.
+
+        Args:
+            x: ``(B, d)``.
+            reduce: averages a tensor over the ranks.
+        """
+        seen = torch.cat([torch.linalg.vector_norm(x.float(), dim=1).mean()[None], x.float().mean(0)])
+        seen = seen if reduce is None else reduce(seen)
+        self.norm_sum.add_(seen[0])
+        self.norm_batches.add_(1)
+        if self.normalize:
+            scale = math.sqrt(x.shape[1]) * self.norm_batches / self.norm_sum
+            self.input_scale.copy_(torch.where(scale.isfinite(), scale, 1.0))
+        self.pre_bias.copy_(torch.where(self.norm_batches == 1, seen[1:] * self.input_scale, self.pre_bias))
+
+    @torch.no_grad()
+    def project_gradient(self) -> None:
+        """Remove from the atoms' gradient what would only change their norms."""
+        atoms = self.decoder.atoms
+        if self.unit_norm and atoms.grad is not None:
+            along = torch.linalg.vecdot(atoms.grad, atoms)[:, None]
+            atoms.grad.addcmul_(atoms, along, value=-1)
+
+    @torch.no_grad()
+    def normalize_atoms(self) -> None:
+        """Give each atom the norm 1."""
+        if self.unit_norm:
+            atoms = self.decoder.atoms
+            norms = torch.linalg.vector_norm(atoms, dim=1, keepdim=True)
+            atoms.div_(norms.clamp_min(torch.finfo(norms.dtype).tiny))
+
+    @torch.no_grad()
+    def count(self, z: Tensor | SparseCode, world_size: int = 1) -> None:
+        """Count the examples of a batch for all latents that are off in it."""
+        fired = z.fired() if isinstance(z, SparseCode) else (z != 0).any(0)
+        self.since_fired.add_(z.shape[0] * world_size).masked_fill_(fired, 0)
+
+    @torch.no_grad()
+    def find_dead(self, reduce: Any = None) -> Tensor:
+        """Look which latents are dead, and return their indices; waits for the device.
+
+        Args:
+            reduce: takes the smallest of each number over the ranks: what fires on one of them is not dead.
+        """
+        if reduce is not None:
+            self.since_fired.copy_(reduce(self.since_fired))
+        self.dead.copy_(self.since_fired >= self.dead_after)
+        self._forget_dead()
+        return self.dead_latents()
+
+    def _forget_dead(self) -> None:
+        self._dead = None
+
+    def dead_latents(self) -> Tensor:
+        """Indices, int64, of the latents that were dead when :meth:`find_dead` last looked."""
+        if self._dead is None or self._dead.device != self.dead.device:
+            # kept for training steps, so no inference tensor even if it was a validation that asked first
+            with torch.inference_mode(False):
+                self._dead = self.dead.nonzero().flatten()
+        return self._dead
+
+    @torch.no_grad()
+    def start_anew(self, dead: Tensor, directions: Tensor, optimizers: Iterable[torch.optim.Optimizer] = ()) -> None:
+        r"""Give dead latents new atoms :math:`d_i`, and :math:`w_i = \gamma \bar w d_i`, :math:`c_i = 0`.
+
+        :math:`\bar w` is the mean norm of the other rows of the encoder, and :math:`\gamma = 1/5` as in Bricken et al.;
+        but 1 for codes that select, where a new latent has to be among the largest. What the code has learned of a
+        latent, such as its threshold, is forgotten, and moments of the optimizers become 0.
+
+        Args:
+            dead: indices ``(m,)``.
+            directions: of norm 1, ``(m, d)``; :meth:`resample` draws them.
+            optimizers: that have state of the weights.
+        """
+        encoder, atoms = self.encoder, self.decoder.atoms
+        norms = torch.linalg.vector_norm(encoder.weight, dim=1)
+        living = norms.index_fill(0, dead, 0.0).sum() / max(1, len(norms) - len(dead))
+        size = torch.where(living > 0, living, 1.0)
+        gain = 1.0 if isinstance(self.code, SelectingCode) else 0.2
+        encoder.weight.index_copy_(0, dead, directions.to(atoms) * (gain * size))
+        encoder.bias.index_fill_(0, dead, 0.0)
+        atoms.index_copy_(0, dead, directions.to(atoms))
+        of_code = self.code.per_latent()
+        for parameter in of_code:
+            parameter.index_fill_(0, dead, 0.0)
+        self.since_fired.index_fill_(0, dead, 0)
+        self.dead.index_fill_(0, dead, False)
+        self._forget_dead()
+        for optimizer in optimizers:
+            for parameter in (encoder.weight, encoder.bias, atoms, *of_code):
+                for kept in optimizer.state.get(parameter, {}).values():
+                    if isinstance(kept, Tensor) and kept.shape == parameter.shape:
+                        kept.index_fill_(0, dead.to(kept.device), 0)
+
+    @torch.no_grad()
+    def resample(self, x: Tensor, params: Tensor, number: int, generator: torch.Generator | None = None) -> Tensor:
+        r"""Draw directions :math:`(sx - b) / \|sx - b\|` from badly reconstructed examples, ``(number, d)``.
+
+        An example is drawn with a probability in proportion to its squared loss.
+
+        Args:
+            x: a batch ``(B, d)``.
+            params: what the model made of it.
+            number: how many.
+            generator: of random numbers, on the device of ``x``.
+
+        Source: Bricken et al. 2023, https://transformer-circuits.pub/2023/monosemantic-features#appendix-autoencoder.
+        """
+        loss = self.loss(params * self.input_scale, x * self.input_scale).square()
+        odds = torch.where(loss.isfinite(), loss, 0.0) + torch.finfo(loss.dtype).tiny
+        chosen = torch.multinomial(odds / odds.amax(), number, replacement=number > len(x), generator=generator)
+        return functional.normalize(x[chosen] * self.input_scale - self.pre_bias, dim=1)
 
 
 class DictionaryUpkeep(L.Callback):
@@ -31,7 +217,7 @@ class DictionaryUpkeep(L.Callback):
     def __init__(self) -> None:
         self._scaled = 0
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: DictionaryAutoencoder) -> None:  # type: ignore[override]
+    def on_train_start(self, trainer: L.Trainer, pl_module: UpkeptAutoencoder) -> None:  # type: ignore[override]
         """Refuse what cannot work; see what is known already."""
         if shards_parameters(trainer):
             raise ValueError(
@@ -41,7 +227,7 @@ class DictionaryUpkeep(L.Callback):
         self._scaled = int(pl_module.norm_batches)
 
     def on_train_batch_start(  # type: ignore[override]
-        self, trainer: L.Trainer, pl_module: DictionaryAutoencoder, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, pl_module: UpkeptAutoencoder, batch: Any, batch_idx: int
     ) -> None:
         """Estimate the scale, on the first batches; know the dead before a step that may be compiled."""
         pl_module.dead_latents()
@@ -50,13 +236,13 @@ class DictionaryUpkeep(L.Callback):
             pl_module.observe(pl_module.get_input(batch), lambda t: trainer.strategy.reduce(t, reduce_op="mean"))
 
     def on_before_optimizer_step(  # type: ignore[override]
-        self, trainer: L.Trainer, pl_module: DictionaryAutoencoder, optimizer: torch.optim.Optimizer
+        self, trainer: L.Trainer, pl_module: UpkeptAutoencoder, optimizer: torch.optim.Optimizer
     ) -> None:
         """Keep the gradient from changing norms."""
         pl_module.project_gradient()
 
     def on_train_batch_end(  # type: ignore[override]
-        self, trainer: L.Trainer, pl_module: DictionaryAutoencoder, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, pl_module: UpkeptAutoencoder, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Norms, counts, and now and then the dead."""
         pl_module.normalize_atoms()
@@ -75,7 +261,7 @@ class DictionaryUpkeep(L.Callback):
                 pl_module.start_anew(dead, drawn, trainer.optimizers)
 
     def on_save_checkpoint(  # type: ignore[override]
-        self, trainer: L.Trainer, pl_module: DictionaryAutoencoder, checkpoint: dict[str, Any]
+        self, trainer: L.Trainer, pl_module: UpkeptAutoencoder, checkpoint: dict[str, Any]
     ) -> None:
         """Agree on the counts, which the file's weights share memory with."""
         reduce = _smallest(trainer)

@@ -12,8 +12,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from lightning_ae.checkpoint import load
-from lightning_ae.models import Autoencoder
+from lightning_ae.models import Autoencoder, load
 from lightning_ae.pareto.plot import plot
 
 if TYPE_CHECKING:

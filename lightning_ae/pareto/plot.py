@@ -4,13 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-if TYPE_CHECKING:
-    from lightning_ae.pareto.front import ParetoFront
+from torch import Tensor
 
 
-def plot(front: ParetoFront, target: Any, reference: Sequence[float] | None) -> Any:
+class Front(Protocol):
+    """What a picture shows of a front: see :class:`ParetoFront`."""
+
+    @property
+    def alphas(self) -> Tensor:
+        """``(n,)``, which colour the points."""
+
+    @property
+    def objectives(self) -> Tensor:
+        """``(n, 2)``, where the points are."""
+
+    def __len__(self) -> int: ...
+
+    def non_dominated(self) -> Tensor:
+        """Which points are full, ``(n,)`` of bool."""
+
+    def knee(self) -> int:
+        """Index of the point in the ring."""
+
+    def hypervolume(self, reference: Sequence[float]) -> float:
+        """The area that is shaded."""
+
+
+def plot(front: Front, target: Any, reference: Sequence[float] | None) -> Any:
     """Draw a front on axes, or into a file: see :meth:`ParetoFront.plot`.
 
     Raises:
@@ -30,7 +52,7 @@ def plot(front: ParetoFront, target: Any, reference: Sequence[float] | None) -> 
     return axes
 
 
-def _draw(front: ParetoFront, axes: Any, reference: Sequence[float] | None) -> None:
+def _draw(front: Front, axes: Any, reference: Sequence[float] | None) -> None:
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
 
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
 
+from lightning_ae.boxes import AutoencoderLike, AutoencoderOutput
 from lightning_ae.rebuildable import KeepsAttributes, Rebuildable
-
-if TYPE_CHECKING:
-    from lightning_ae.models.base import Autoencoder, AutoencoderOutput
 
 
 class Penalty(Rebuildable, KeepsAttributes, nn.Module, ABC):
@@ -28,14 +25,14 @@ class Penalty(Rebuildable, KeepsAttributes, nn.Module, ABC):
         self.weight = weight
 
     @abstractmethod
-    def forward(self, x: Tensor, output: AutoencoderOutput, model: Autoencoder) -> Tensor:
+    def forward(self, x: Tensor, output: AutoencoderOutput, model: AutoencoderLike) -> Tensor:
         """The raw term, ``(B,)`` or without dimensions, for clean data ``x`` and what the model made of it."""
 
-    def on_train_start(self, model: Autoencoder) -> None:
+    def on_train_start(self, model: AutoencoderLike) -> None:
         """Called when training starts, with the Trainer attached and its data loaded."""
 
 
-def refuse_sharding(penalty: Penalty, model: Autoencoder) -> None:
+def refuse_sharding(penalty: Penalty, model: AutoencoderLike) -> None:
     """A clear error for a penalty on weights where each rank holds only a part of them."""
     if isinstance(model.trainer.strategy, FSDPStrategy):
         raise ValueError(f"{type(penalty).__name__}: cannot see whole weights under FSDP; use DDP.")

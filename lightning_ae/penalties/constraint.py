@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from lightning_ae.boxes import AutoencoderLike, AutoencoderOutput
 from lightning_ae.losses.base import full_precision
 from lightning_ae.penalties.base import Penalty
 from lightning_ae.rebuildable import Rebuildable
-
-if TYPE_CHECKING:
-    from lightning_ae.models.base import Autoencoder, AutoencoderOutput
 
 
 class ConstraintPenalty(Penalty):
@@ -44,7 +41,7 @@ class ConstraintPenalty(Penalty):
         self.residual = residual
         self.conserve = conserve
 
-    def forward(self, x: Tensor, output: AutoencoderOutput, model: Autoencoder) -> Tensor:
+    def forward(self, x: Tensor, output: AutoencoderOutput, model: AutoencoderLike) -> Tensor:
         """Squared norm of each example's residual."""
         residual = self.residual(full_precision(model.loss.prediction(output.params, x)))
         if self.conserve:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from lightning_ae.boxes import AutoencoderLike, AutoencoderOutput
 from lightning_ae.codes.topk import TopKCode, check_k
 from lightning_ae.losses.base import full_precision
 from lightning_ae.penalties.base import Penalty
-
-if TYPE_CHECKING:
-    from lightning_ae.models.base import Autoencoder, AutoencoderOutput
 
 #: A residual with less than this share of the data's variance has nothing left to be explained.
 _NOTHING_LEFT = 1e-9
@@ -55,7 +53,7 @@ class AuxiliaryK(Penalty):
         super().__init__(weight)
         self.k = None if k is None else check_k(k)
 
-    def forward(self, x: Tensor, output: AutoencoderOutput, model: Autoencoder) -> Tensor:
+    def forward(self, x: Tensor, output: AutoencoderOutput, model: AutoencoderLike) -> Tensor:
         """The error in explaining each example's residual."""
         dictionary = _check(model, self)
         dead: Tensor = dictionary.dead_latents()
@@ -106,7 +104,7 @@ class PrefixReconstruction(Penalty):
         if not self.prefixes or any(a >= b for a, b in zip(self.prefixes, self.prefixes[1:], strict=False)):
             raise ValueError(f"prefixes: expected rising numbers of latents, got {list(prefixes)}.")
 
-    def forward(self, x: Tensor, output: AutoencoderOutput, model: Autoencoder) -> Tensor:
+    def forward(self, x: Tensor, output: AutoencoderOutput, model: AutoencoderLike) -> Tensor:
         """Sum of the losses of the prefixes."""
         dictionary = _check(model, self)
         z: Any = output.z
@@ -122,7 +120,7 @@ class PrefixReconstruction(Penalty):
         return total
 
 
-def _check(model: Autoencoder, penalty: Penalty) -> Any:
+def _check(model: AutoencoderLike, penalty: Penalty) -> Any:
     if not hasattr(model, "dead_latents"):
         raise TypeError(f"{type(penalty).__name__}: expected a DictionaryAutoencoder, got a {type(model).__name__}.")
     return model

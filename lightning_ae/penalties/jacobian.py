@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from lightning_ae.boxes import AutoencoderLike, AutoencoderOutput
 from lightning_ae.codes import Identity
 from lightning_ae.losses.base import full_precision
 from lightning_ae.networks import LinearEncoder, MLPEncoder
 from lightning_ae.penalties.base import Penalty
-
-if TYPE_CHECKING:
-    from lightning_ae.models.base import Autoencoder, AutoencoderOutput
 
 _BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
 
@@ -55,7 +52,7 @@ class JacobianPenalty(Penalty):
             raise ValueError(f"num_projections: expected a positive number or None, got {num_projections}.")
         self.num_projections = num_projections
 
-    def forward(self, x: Tensor, output: AutoencoderOutput, model: Autoencoder) -> Tensor:
+    def forward(self, x: Tensor, output: AutoencoderOutput, model: AutoencoderLike) -> Tensor:
         """Squared Frobenius norm of each example's Jacobian."""
         one_layer = _one_layer(model)
         if one_layer is not None and self.num_projections is None:
@@ -77,7 +74,7 @@ class JacobianPenalty(Penalty):
         return norms.sum(0) if self.num_projections is None else norms.mean(0)
 
 
-def _one_layer(model: Autoencoder) -> tuple[nn.Linear, nn.Module] | None:
+def _one_layer(model: AutoencoderLike) -> tuple[nn.Linear, nn.Module] | None:
     """The layer and activation of an encoder that is no more than these."""
     if not isinstance(model.code, Identity):
         return None

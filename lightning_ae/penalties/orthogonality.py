@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
+from lightning_ae.boxes import AutoencoderLike, AutoencoderOutput
 from lightning_ae.losses.base import full_precision
 from lightning_ae.penalties.base import Penalty, refuse_sharding
-
-if TYPE_CHECKING:
-    from lightning_ae.models.base import Autoencoder, AutoencoderOutput
 
 
 class OrthogonalityPenalty(Penalty):
@@ -46,11 +42,11 @@ class OrthogonalityPenalty(Penalty):
             raise ValueError(f"box: expected 'encoder' or 'decoder', got {box!r}.")
         self.box = box
 
-    def on_train_start(self, model: Autoencoder) -> None:
+    def on_train_start(self, model: AutoencoderLike) -> None:
         """Refuse FSDP, under which no rank holds a whole matrix."""
         refuse_sharding(self, model)
 
-    def forward(self, x: Tensor, output: AutoencoderOutput, model: Autoencoder) -> Tensor:
+    def forward(self, x: Tensor, output: AutoencoderOutput, model: AutoencoderLike) -> Tensor:
         """Sum over the matrices of the box."""
         matrices = [weight for weight in getattr(model, self.box).parameters() if weight.ndim == 2]
         if not matrices:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lightning_ae.boxes import AutoencoderLike, AutoencoderOutput
 from lightning_ae.losses.base import full_precision
 from lightning_ae.penalties.base import Penalty, refuse_sharding
-
-if TYPE_CHECKING:
-    from lightning_ae.models.base import Autoencoder, AutoencoderOutput
 
 
 class WeightPrior(Penalty):
@@ -59,30 +57,30 @@ class WeightPrior(Penalty):
         self.from_data = num_examples is None
         self.biases = biases
 
-    def on_train_start(self, model: Autoencoder) -> None:
+    def on_train_start(self, model: AutoencoderLike) -> None:
         """Take the number of examples from the data, unless it was given."""
         refuse_sharding(self, model)
         if self.from_data:
             self.num_examples = _count_examples(model.trainer)
 
-    def forward(self, x: Tensor, output: AutoencoderOutput, model: Autoencoder) -> Tensor:
+    def forward(self, x: Tensor, output: AutoencoderOutput, model: AutoencoderLike) -> Tensor:
         r""":math:`\|W\|^2 / N` over encoder and decoder, without dimensions."""
         total = torch.zeros((), device=x.device)
         for weight in self._weights(model):
             total = total + full_precision(weight).square().sum()
         return total / self._known_examples(model)
 
-    def _known_examples(self, model: Autoencoder) -> int:
+    def _known_examples(self, model: AutoencoderLike) -> int:
         if self.num_examples is not None:
             return self.num_examples
-        trainer: Any = model._trainer
+        trainer: Any = getattr(model, "_trainer", None)  # ``trainer`` raises where there is none
         if trainer is not None and trainer.sanity_checking:
             return 1  # nobody sees the numbers of the sanity check, and the training data are not loaded yet
         if hasattr(getattr(trainer, "datamodule", None), "num_train_examples"):
             return int(trainer.datamodule.num_train_examples)
         raise ValueError("num_examples: not known before training; pass it to WeightPrior.")
 
-    def _weights(self, model: Autoencoder) -> Iterator[nn.Parameter]:
+    def _weights(self, model: AutoencoderLike) -> Iterator[nn.Parameter]:
         # one container, so that a tied weight is counted once
         for weight in nn.ModuleList([model.encoder, model.decoder]).parameters():
             if self.biases or weight.ndim > 1:
