@@ -40,9 +40,10 @@ class Knobs:
     code: int = 16
     norm: str = ""
     norm_momentum: float = 0.1
-    gain: float = 1.0  # times the default weights
+    gain: float = 1.0  # times the default weights; 0 for biases, too
     recurrent_gain: float = 1.0
     hidden_bias: float | None = None
+    code_bias: float | None = None
     output_bias: float | None = None
     output: tuple[str, ...] = ()  # activations at the end
     code_layers: tuple[str, ...] = ()  # at the end of the encoder
@@ -56,7 +57,7 @@ class Knobs:
     loss: str = "mse"
     l1: float = 0.0
     kl: float = 1.0
-    kmeans: bool = True
+    codebook_shift: float = 0.0  # from the origin; 0 starts with k-means
     # training
     lr: float = 3e-3
     optimizer: str = "adam"

@@ -53,7 +53,9 @@ def ours(k: Knobs) -> Trained:
         model = OurVAE(*pair, loss, code=ae.GaussianCode(beta=k.kl))
     else:
         pair = ae.mlp_pair(shape, k.code, hidden, k.activation)
-        codes = ae.VectorQuantizerCode(32, 2, kmeans=k.kmeans, expire=0.03 if k.kmeans else 0.0)
+        moved = k.codebook_shift != 0
+        codes = ae.VectorQuantizerCode(32, 2, kmeans=not moved, expire=0.0 if moved else 0.03)
+        codes.codebook += k.codebook_shift
         model = OurVQ(*pair, loss, code=codes)
     model.knobs = k
     return model
@@ -75,10 +77,12 @@ def build(k: Knobs) -> Trained:
     if k.hidden_bias is not None:
         for layer in weighted[:-1] if k.task == "reconstruction" and k.network != "vae" else weighted:
             nn.init.constant_(layer.bias, k.hidden_bias)
+    if k.code_bias is not None:
+        nn.init.constant_(weighted[-1].bias, k.code_bias)
     if k.output_bias is not None:
         nn.init.constant_([m for m in model.decoder.modules() if hasattr(m, "bias")][-1].bias, k.output_bias)
     for parameter in model.parameters():
-        if k.gain != 1 and parameter.ndim > 1:
+        if k.gain != 1 and (parameter.ndim > 1 or k.gain == 0):
             parameter.data *= k.gain
     dropout = [nn.Dropout(k.dropout_code)] if k.dropout_code else []
     append(model, "encoder", [*(LAYERS[name]() for name in k.code_layers), *dropout])
