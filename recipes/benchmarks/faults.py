@@ -8,6 +8,7 @@ one at a time (`faults_table.py`; the networks and their knobs are in `faults_ho
 * `contra`: runs with two findings that turn the same knob in opposite directions;
 * `error`, `healthy`: the held-out error and that of the healthy host after as many steps (after the fewest, for faults
   that stop earlier), medians over the runs: share of wrong answers, or of the variance unexplained, at most 10;
+* `raised`: runs that ended in an exception, whose findings do not count for much;
 * `harmed`: runs whose error is more than 0.01 above 1.3 times that of the healthy host. `*` marks a fault that by its
   nature shows elsewhere.
 
@@ -131,7 +132,8 @@ def summarise(rows: list[dict[str, Any]], args: argparse.Namespace) -> dict[str,
     sound = [row for row in rows if row["kind"] == "healthy"]
     twins: dict[Any, list[float]] = defaultdict(list)
     for row in sound:
-        twins[row["host"], row["steps"]].append(row["error"])
+        if not row["raised"]:
+            twins[row["host"], row["steps"]].append(row["error"])
     kinds = {}
     for kind in dict.fromkeys(row["kind"] for row in planted):
         some = [row for row in planted if row["kind"] == kind]
@@ -187,6 +189,7 @@ def alarms(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "warnings": mean("warning" in some for some in found),
         "either": mean(bool(some & {"error", "warning"}) for some in found),
         "held-out error": mean(row["error"] for row in rows),
+        "raised": sum(bool(row["raised"]) for row in rows),
     }
 
 
@@ -206,11 +209,11 @@ def print_tables(found: dict[str, Any]) -> None:
             f"{row['raised']:8}{number(row['error'], '.3f'):>8}{number(row['healthy'], '.3f'):>9}"
             f"{number(row['harmed']):>8}{mark}"
         )
-    print(f"\n{'healthy':44}{'runs':>5}{'errors':>8}{'warnings':>10}{'either':>8}{'held-out error':>16}")
+    print(f"\n{'healthy':44}{'runs':>5}{'errors':>8}{'warnings':>10}{'either':>8}{'held-out error':>16}{'raised':>8}")
     for host, row in found["healthy"].items():
         print(
             f"{host:44}{row['runs']:5}{number(row['errors']):>8}{number(row['warnings']):>10}{number(row['either']):>8}"
-            f"{number(row['held-out error'], '.3f'):>16}"
+            f"{number(row['held-out error'], '.3f'):>16}{row['raised']:8}"
         )
     print(f"\n{'half':44}{'runs':>5}{'first':>7}{'any':>7}{'contra':>8}{'healthy':>9}{'errors':>8}{'warnings':>10}")
     for half, row in found["halves"].items():
@@ -254,6 +257,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     rows = measure(cases(args), args)
     found = summarise(rows, args)
     print_tables(found)
+    messages = Counter(row["raised"] for row in rows if row["raised"])
+    print("".join(f"\nraised in {n} runs: {message}" for message, n in messages.most_common()))
     draw(found["confusion"], args.out / "faults.png")
     text = json.dumps(found | {"cases": rows}, indent=1)
     (args.out / "numbers.json").write_text(text)
