@@ -195,6 +195,9 @@ class Heard:
     def on_entry(self, name: str, module: nn.Module, x: Tensor) -> None:
         """Nothing."""
 
+    def on_pattern(self, pattern: Any) -> None:
+        """Nothing."""
+
 
 def traces() -> list[str]:
     """What is attached to torch now, process-wide."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from lightning_ae.diagnostics.causes import Evidence, Finding
 from lightning_ae.diagnostics.monitors.base import Monitor
@@ -19,6 +19,8 @@ from lightning_ae.diagnostics.monitors.gradient_saturation import GradientSatura
 from lightning_ae.diagnostics.monitors.latent_sparsity import Latent, LatentSparsityMonitor
 from lightning_ae.diagnostics.monitors.output import OutputMonitor
 from lightning_ae.diagnostics.monitors.saturation_summary import transmission
+from lightning_ae.diagnostics.monitors.training import TrainingMonitor
+from lightning_ae.diagnostics.monitors.validation import ValidationMonitor
 from lightning_ae.diagnostics.report import Report, make_report, print_report
 from lightning_ae.models import Autoencoder
 
@@ -34,9 +36,9 @@ class DiagnosticsReport(L.Callback):
     Args:
         latent: as for :class:`LatentSparsityMonitor`; None for a model of ours.
         output: name of the module, or of the activation, that gives the reconstruction, in a model that is not ours;
-            None for the last output of a module that has the shape of the batch's first tensor.
+            None for what one of torch's losses, or a difference that is squared, compares with the batch.
         every_n_steps: how often the monitors that it brings along look, in optimizer steps.
-        folder: where to write; None for the log folder.
+        folder: where to write; None for the log folder, and without a logger nowhere.
         quiet: do not print.
 
     Raises:
@@ -71,7 +73,9 @@ class DiagnosticsReport(L.Callback):
         self.latent, self.output, self.every_n_steps = latent, output, every_n_steps
         self.folder, self.quiet = None if folder is None else Path(folder), quiet
         self.report: Report | None = None
-        self._own: list[Monitor] = [OutputMonitor(output, every_n_steps)]
+        self._always: list[Monitor] = [OutputMonitor(output, every_n_steps), TrainingMonitor(every_n_steps)]
+        self._own: list[Monitor] = list(self._always)
+        self._validation = ValidationMonitor(output)
         self._all: dict[type, Monitor] = {}
         self._over_time: dict[int, dict[str, float]] = {}
         self._seen: Any = None
@@ -96,11 +100,12 @@ class DiagnosticsReport(L.Callback):
             kinds[LatentSparsityMonitor] = lambda: LatentSparsityMonitor(self.latent, self.every_n_steps)
         there: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         given: dict[type, Any] = {kind: next((c for c in there if isinstance(c, kind)), None) for kind in kinds}
-        self._own = [self._own[0], *(make() for kind, make in kinds.items() if given[kind] is None)]
+        self._own = [*self._always, *(make() for kind, make in kinds.items() if given[kind] is None)]
         self._all = {type(monitor): monitor for monitor in self._own}
         self._all |= {kind: monitor for kind, monitor in given.items() if monitor is not None}
         for monitor in self._own:
             monitor.setup(trainer, pl_module, stage)
+        self._validation.setup(trainer, pl_module, stage)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Pass on."""
@@ -113,6 +118,11 @@ class DiagnosticsReport(L.Callback):
         """Pass on."""
         for monitor in self._own:
             monitor.on_train_batch_start(trainer, pl_module, batch, batch_idx)
+
+    def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: torch.Tensor) -> None:
+        """Pass on."""
+        for monitor in self._own:
+            monitor.on_before_backward(trainer, pl_module, loss)
 
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
@@ -134,6 +144,28 @@ class DiagnosticsReport(L.Callback):
         for monitor in self._own:
             monitor.on_validation_start(trainer, pl_module)
 
+    def on_validation_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Pass on."""
+        self._validation.on_validation_batch_start(trainer, pl_module, batch, batch_idx, dataloader_idx)
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Pass on."""
+        self._validation.on_validation_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Pass on."""
+        self._validation.on_validation_end(trainer, pl_module)
+
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Pass on; remember what was logged."""
         for monitor in self._own:
@@ -146,18 +178,22 @@ class DiagnosticsReport(L.Callback):
         now = getattr(saturation, "_now", None)
         if now is not None and now is not self._seen:
             self._seen = now
-            self._over_time[trainer.global_step] = transmission(saturation.interval())
+            passed = transmission(saturation.interval())
+            if passed:  # after a resume there is nothing new yet
+                self._over_time[trainer.global_step] = passed
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Pass on."""
         for monitor in self._own:
             monitor.teardown(trainer, pl_module, stage)
+        self._validation.teardown(trainer, pl_module, stage)
 
     def state_dict(self) -> dict[str, Any]:
         """The sums of its own monitors."""
         return {
             "monitors": {type(monitor).__name__: monitor.state_dict() for monitor in self._own},
             "over_time": dict(self._over_time),
+            "validation": self._validation.state_dict(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -166,21 +202,29 @@ class DiagnosticsReport(L.Callback):
             if type(monitor).__name__ in state_dict["monitors"]:
                 monitor.load_state_dict(state_dict["monitors"][type(monitor).__name__])
         self._over_time = dict(state_dict["over_time"])
+        self._validation.load_state_dict(state_dict["validation"])
 
     # -- the report -------------------------------------------------------------------------------------------
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Read the monitors for the last time, and report."""
+        """Read the monitors for the last time, and report; a failure of the report is no failure of the fit."""
         for monitor in self._own:
             monitor.on_train_end(trainer, pl_module)
-        self._make(trainer, pl_module)
+        try:
+            self._make(trainer, pl_module)
+        except Exception as error:
+            rank_zero_warn(f"DiagnosticsReport could not be made: {type(error).__name__}: {error}")
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Report what was seen until then."""
         for monitor in self._own:
             monitor.on_exception(trainer, pl_module, exception)
+        self._validation.close()
         if trainer.world_size == 1 and self._all:
             with contextlib.suppress(Exception):  # the exception that came first is the one to see
+                training = self._all[TrainingMonitor]
+                assert isinstance(training, TrainingMonitor)
+                training.compare(trainer, pl_module)
                 self._make(trainer, pl_module)
 
     def _make(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -191,21 +235,26 @@ class DiagnosticsReport(L.Callback):
             found[GradientSaturationMonitor],
             found.get(LatentSparsityMonitor),
             found[OutputMonitor],
+            found[TrainingMonitor],
+            self._validation,
         )
         self.report = make_report(evidence)
         self.report.over_time = dict(self._over_time)
-        folder = self.folder or Path(trainer.log_dir or trainer.default_root_dir)
+        log_folder = trainer.log_dir if trainer.loggers else None
+        folder = self.folder or (None if log_folder is None else Path(log_folder))
         self._show(self.report, folder)
 
     @rank_zero_only
-    def _show(self, report: Report, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        text = report.to_markdown()
-        if importlib.util.find_spec("matplotlib") is not None:
-            from lightning_ae.diagnostics.pictures import draw
+    def _show(self, report: Report, folder: Path | None) -> None:
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            text = report.to_markdown()
+            if importlib.util.find_spec("matplotlib") is not None:
+                from lightning_ae.diagnostics.pictures import draw
 
-            text += "\n".join(f"![{path.stem}]({path.name})" for path in draw(report, folder)) + "\n"
-        (folder / "diagnostics.md").write_text(text, encoding="utf-8")
+                text += "\n".join(f"![{path.stem}]({path.name})" for path in draw(report, folder)) + "\n"
+            (folder / "diagnostics.md").write_text(text, encoding="utf-8")
         if not self.quiet:
             print_report(report)
-            print(f"Written to {folder / 'diagnostics.md'}.")
+            if folder is not None:
+                print(f"Written to {folder / 'diagnostics.md'}.")

@@ -92,7 +92,7 @@ def diagnose(
                     f"batches: expected tensors, or tuples, lists or dicts of them, got {type(given).__name__}."
                 )
             mask = None if mask_fn is None else mask_fn(batch).to(device, torch.float32)
-            with watch.open(model, monitors, mask), torch.enable_grad():
+            with watch.open(model, monitors, mask, batch), torch.enable_grad():
                 outputs = _run(model, batch, x, loss)
                 objective = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
                 if isinstance(objective, Tensor) and objective.requires_grad and objective.ndim == 0:

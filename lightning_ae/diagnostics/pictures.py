@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 
-if TYPE_CHECKING:
-    from lightning_ae.diagnostics.report import Report
+from lightning_ae.diagnostics.report import Report
 
 
 def draw(report: Report, folder: Path) -> list[Path]:
@@ -70,13 +68,14 @@ def _units(report: Report) -> Figure | None:
 
 def _transmission(report: Report) -> Figure | None:
     """Transmission of each site over the steps, by depth."""
-    if len(report.over_time) < 2 or not any(value > 0 for row in report.over_time.values() for value in row.values()):
-        return None
+    seen = [site for row in report.over_time.values() for site, value in row.items() if value > 0]
+    if len(seen) == len(set(seen)):
+        return None  # no line of two points
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.add_subplot()
     for site in dict.fromkeys(site for row in report.over_time.values() for site in row):
         points = [(step, row[site]) for step, row in report.over_time.items() if site in row and row[site] > 0]
-        axes.plot(*zip(*points, strict=True), label=site) if points else None
+        axes.plot(*zip(*points, strict=True), marker=".", label=site) if points else None
     axes.set(xlabel="step", ylabel="transmission ‖∂L/∂z‖ / ‖∂L/∂y‖", yscale="log")
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure

@@ -25,6 +25,7 @@ class Report:
         history: loss and fraction of variance unexplained over the fit.
         frequencies: firing frequency of each unit, by site.
         over_time: transmission of each site, by step.
+        compared: what the losses were heard to compare, by the name of the loss; None if nobody listened.
 
     Example:
         >>> print(Report(findings=[], latent={"l0": 4.0}))
@@ -43,10 +44,29 @@ class Report:
     history: list[Moment] = field(default_factory=list)
     frequencies: dict[str, list[float]] = field(default_factory=dict)
     over_time: dict[int, dict[str, float]] = field(default_factory=dict)
+    compared: dict[str, str] | None = None
+
+    @property
+    def verdict(self) -> str:
+        """What to say if there are no findings."""
+        if self.compared == {}:
+            return (
+                "Nothing was found to be wrong, but no loss was heard to compare a prediction with a target, so whether "
+                "the model learns is not known. Use a loss of torch.nn.functional, or name the output."
+            )
+        return "Nothing was found to be wrong."
 
     def tables(self) -> list[tuple[str, list[str], list[list[str]]]]:
         """Title, header and rows of each table."""
-        found = [[f.severity, f.site, f"{f.evidence} {f.advice}", f"{f.n:,}"] for f in self.findings]
+        found = [
+            [
+                f.severity,
+                f.site,
+                " ".join([f.evidence, f.advice, *(f"Seen as well: {s}" for s in f.symptoms)]),
+                f"{f.n:,}",
+            ]
+            for f in self.findings
+        ]
         tables = [("Findings", ["severity", "site", "evidence and advice", "n"], found)] if found else []
         for title, rows in (("Activations", self.sites), ("Layers", self.layers)):
             if rows:
@@ -62,14 +82,14 @@ class Report:
         """The tables as a page."""
         lines = ["# Diagnostics", ""]
         if not self.findings:
-            lines += ["Nothing was found to be wrong.", ""]
+            lines += [self.verdict, ""]
         for title, header, rows in self.tables():
             lines += [f"## {title}", "", f"| {' | '.join(header)} |", "|" + " --- |" * len(header)]
             lines += [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows] + [""]
         return "\n".join(lines)
 
     def __str__(self) -> str:
-        lines = [] if self.findings else ["Nothing was found to be wrong."]
+        lines = [] if self.findings else [self.verdict]
         lines += [str(finding) for finding in self.findings]
         for title, header, rows in self.tables():
             if title == "Findings":
@@ -89,7 +109,7 @@ def _number(value: Any) -> str:
 
 def make_report(evidence: Evidence) -> Report:
     """Read the monitors."""
-    dead, saturation = evidence.dead, evidence.saturation
+    dead, saturation = evidence.whole_dead, evidence.whole_saturation
     samples, frequencies, units = dead.num_samples(), dead.firing_frequency(), dead.dead_units()
     saturated, transmission = saturation.saturated_fraction(), saturation.transmission()
     sites: dict[str, dict[str, Any]] = {}
@@ -105,17 +125,21 @@ def make_report(evidence: Evidence) -> Report:
             sites[name] = row | {"n": samples[name]}
     norms, updates = saturation.gradient_norm(), saturation.update_ratio()
     layers = {name: {"gradient norm": norms[name], "update ratio": updates.get(name, float("nan"))} for name in norms}
-    output = dict(evidence.out)
+    output = evidence.output.figures()
     if saturation.output_ratio() == saturation.output_ratio():
         output |= {"output_ratio": saturation.output_ratio(), "starved_fraction": saturation.starved_fraction()}
     return Report(
         find(evidence),
         sites,
         layers,
-        dict(evidence.code),
+        {} if evidence.whole_latent is None else evidence.whole_latent.summary(),
         output,
         list(evidence.output.history),
         {site: values.tolist() for site, values in frequencies.items()},
+        compared={
+            name: f"{tuple(pair.prediction_shape)} with {tuple(pair.target_shape)}"
+            for name, pair in evidence.pairs.items()
+        },
     )
 
 
@@ -129,7 +153,7 @@ def print_report(report: Report) -> None:
 
     console = Console()
     if not report.findings:
-        console.print("Diagnostics: nothing was found to be wrong.")
+        console.print(f"Diagnostics: {report.verdict}")
     colours = {"error": "bold red", "warning": "yellow", "info": "cyan"}
     for title, header, rows in report.tables():
         table = Table(title=title, title_justify="left")

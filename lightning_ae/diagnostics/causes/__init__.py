@@ -1,27 +1,39 @@
-"""From what was measured to what is wrong and what to change first."""
+"""From what was measured to what is wrong and what to change first: one family of causes a file."""
 
 from __future__ import annotations
 
-from lightning_ae.diagnostics.causes.code import latent, penalties
-from lightning_ae.diagnostics.causes.ends import data, loss, output
-from lightning_ae.diagnostics.causes.evidence import Evidence, Finding
-from lightning_ae.diagnostics.causes.layers import dead, saturated, steps, twice, vanishing
+from lightning_ae.diagnostics.causes import (
+    activations,
+    data,
+    generalisation,
+    latent,
+    output,
+    pairing,
+    scale,
+    steps,
+    targets,
+    terms,
+    wiring,
+)
+from lightning_ae.diagnostics.causes.base import CAUSES, Cause, Evidence, Finding, Stage
+from lightning_ae.diagnostics.causes.explain import find
 
-__all__ = ["Evidence", "Finding", "find"]
-
-#: In the order in which a batch meets the causes.
-RULES = (data, loss, twice, dead, vanishing, saturated, latent, penalties, output, steps)
-_ORDER = {"error": 0, "warning": 1, "info": 2}
-
-
-def find(evidence: Evidence) -> list[Finding]:
-    """All findings, the worst first; those of one severity in the order in which a batch meets their causes.
-
-    Args:
-        evidence: the monitors.
-
-    Returns:
-        Findings; none if nothing is wrong.
-    """
-    found = [finding for rule in RULES for finding in rule(evidence)]
-    return sorted(found, key=lambda finding: _ORDER[finding.severity])
+__all__ = [
+    "CAUSES",
+    "Cause",
+    "Evidence",
+    "Finding",
+    "Stage",
+    "activations",
+    "data",
+    "find",
+    "generalisation",
+    "latent",
+    "output",
+    "pairing",
+    "scale",
+    "steps",
+    "targets",
+    "terms",
+    "wiring",
+]

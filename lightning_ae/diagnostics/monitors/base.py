@@ -15,6 +15,7 @@ from lightning_ae.diagnostics.monitors.curve import Curve
 from lightning_ae.diagnostics.watch.batch import MaskFunction
 from lightning_ae.diagnostics.watch.comparisons import Comparison
 from lightning_ae.diagnostics.watch.counters import Counters, Key, flat, nested, reduce_and_read
+from lightning_ae.diagnostics.watch.patterns import Pattern
 from lightning_ae.diagnostics.watch.probe import Probe
 from lightning_ae.diagnostics.watch.site import Event, Site, SiteInfo
 
@@ -105,6 +106,9 @@ class Monitor(L.Callback):
 
     def on_entry(self, name: str, module: nn.Module, x: Tensor) -> None:
         """A module with weights has read data."""
+
+    def on_pattern(self, pattern: Pattern) -> None:
+        """Something was recognised in how the model is wired."""
 
     def on_batch(self, trainer: L.Trainer | None, module: nn.Module, outputs: Any, batch: Any) -> None:
         """The batch is done."""

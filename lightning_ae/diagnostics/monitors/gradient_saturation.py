@@ -215,7 +215,9 @@ class GradientSaturationMonitor(Monitor):
             if len(self._outputs) == len(self._output_grads):  # gradients come in the opposite order
                 pairs = [(y, *grad) for y, grad in zip(self._outputs, reversed(self._output_grads), strict=True)]
         self._add_gradients()
-        self.steps.after(self.counters)
+        total = self.steps.after(self.counters)
+        if total is not None:
+            self.curve.add("gradient_norm", trainer.global_step if trainer is not None else 0, total)
         self._forget()
         if self.output is not None and not self._output_seen:
             raise ValueError(

@@ -77,12 +77,12 @@ class LayerSteps:
         step.ids.update(dict.fromkeys(found))
         step.norms.append(norms)
 
-    def after(self, counters: Counters) -> None:
-        """Add the steps of a batch, now that the weights have changed."""
+    def after(self, counters: Counters) -> Tensor | None:
+        """Add the steps of a batch, now that the weights have changed; returns the norm of the whole gradient."""
         steps, before, ranks, sharded = self._steps, self._before, self._ranks, self._sharded
         self.forget()
         if not before:
-            return
+            return None
         # every rank of DDP has the whole gradient: their sum over ranks is to count once, as do their steps
         share = 1.0 if sharded else 1 / ranks
         device = steps[0].norms[0].device
@@ -102,6 +102,8 @@ class LayerSteps:
         index, _ = self._place(before, norms.device)
         self._add(counters, "weight", index, norms[0], share)
         self._add(counters, "update", index, norms[1], share)
+        total: Tensor = torch.linalg.vector_norm(torch.cat([step.norms[0].to(device) for step in steps]))
+        return total
 
     def _add(self, counters: Counters, field: str, index: Tensor, norms: Tensor, share: float) -> None:
         total = counters.get("layers", field, (len(self.names),), torch.float64, norms.device)

@@ -1,34 +1,36 @@
-"""What goes in, what comes out, and what it costs: the evidence of a report beside that of the three monitors."""
+"""What goes in, what comes out, with what it is compared, and what it costs."""
 
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import lightning as L
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
 from lightning_ae.diagnostics.monitors.base import Monitor
+from lightning_ae.diagnostics.monitors.pairs import RANGES, Pair, add_numbers, add_pair, figures, variance
 from lightning_ae.diagnostics.watch import Event, Site
 from lightning_ae.diagnostics.watch.batch import first_tensor
+from lightning_ae.diagnostics.watch.comparisons import Comparison
 from lightning_ae.diagnostics.watch.counters import Key
 from lightning_ae.diagnostics.watch.flow import same_numbers
+from lightning_ae.diagnostics.watch.lineage import Made
+from lightning_ae.diagnostics.watch.patterns import Pattern
 from lightning_ae.losses.base import full_precision
+from lightning_ae.metrics.latents import kl_per_dimension
 from lightning_ae.models import Autoencoder
 
-#: Where the output of an activation can lie.
-RANGES = {
-    "bernoulli": (0.0, 1.0),
-    "sigmoid": (0.0, 1.0),
-    "hardsigmoid": (0.0, 1.0),
-    "tanh": (-1.0, 1.0),
-    "softsign": (-1.0, 1.0),
-    "relu": (0.0, math.inf),
-    "relu6": (0.0, 6.0),
-    "softplus": (0.0, math.inf),
-}
+#: Comparisons of a step, and modules that read the data, that are followed.
+MOST_PAIRS, MOST_ENTRIES = 6, 4
+_NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+_MAPS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 class Moment(NamedTuple):
@@ -41,17 +43,18 @@ class Moment(NamedTuple):
 
 
 class OutputMonitor(Monitor):
-    r"""Compares reconstructions with data, number by number, and keeps the terms of the loss.
+    r"""Compares predictions with targets, number by number, and keeps the terms of the loss.
 
     ``fvu`` is :math:`\sum\|x - \hat x\|^2 / \sum\|x - \bar x\|^2` (1 for a constant output), ``spread`` the variance of
     :math:`\hat x` over the examples of a batch relative to that of x (0 for a constant output, even if the constant
     moves while training), both summed over the event.
-    Logged as ``output/fvu`` and ``output/spread``. In a model that is not ours reconstruction and data are, unless the
-    output is named, what one of torch's losses was called with, as large as the batch's first tensor; or else the last
-    output of a module, if it has that shape.
+    Logged as ``output/fvu`` and ``output/spread``. In a model that is not ours, prediction and target are what one of
+    torch's losses, or a difference with the batch that is squared, was heard to compare; it is a reconstruction if the
+    target is the batch's first tensor, perhaps rescaled. Nothing is guessed from shapes.
 
     Args:
-        output: name of the module, or the site of an activation, that gives the reconstruction.
+        output: name of the module, or the site of an activation, that gives the reconstruction of the batch's first
+            tensor; None for what the losses say.
         every_n_steps: look at every so many optimizer steps.
         horizon: figures rest on the last samples looked at, between this many and twice as many.
 
@@ -64,71 +67,140 @@ class OutputMonitor(Monitor):
     def __init__(self, output: str | None = None, every_n_steps: int = 25, horizon: int = 500) -> None:
         super().__init__(every_n_steps, horizon)
         self.output = output
-        self.range = (-math.inf, math.inf)
-        self.activation = "identity"
+        self._start()
+
+    def _start(self) -> None:
         self.history: list[Moment] = []
-        self._weights: dict[str, float | Tensor] = {}
+        #: what was heard to be compared, by the name of the loss
+        self.pairs: dict[str, Pair] = {}
+        #: modules that have read the data: whether they are normalisations
+        self.entries: dict[str, bool] = {}
         #: activation applied to the output of another, with nothing in between: names of the sites
         self.twice: dict[str, str] = {}
-        self._outputs: dict[torch.Size, Tensor] = {}
-        self._x_hat: Tensor | None = None
-        self._last: tuple[Tensor, Site] | None = None
-        self._pair: tuple[Tensor, Tensor, Tensor, str] | None = None
-        self._step = 0
-        #: the activation that gives the reconstruction, if one does
+        #: a layer on the output of a layer with nothing between them that is not linear: inner, smaller outer width
+        self.linear: dict[str, tuple[str, int, int]] = {}
+        #: share that a dropout drops, and the length of what it acts on
+        self.dropouts: dict[str, tuple[float, int]] = {}
+        #: modules in which data are joined to what is computed from them
+        self.skips: set[str] = set()
+        #: the activation that gives the prediction, if one does
         self.site: str | None = None
-        #: largest weight decay of the optimizers, and the share of a weight that it takes away in a step
-        self.weight_decay, self.shrinkage = 0.0, 0.0
+        self.batch_size = 0
+        self._named: tuple[float, float] = (-math.inf, math.inf)
+        self._weights: dict[str, float | Tensor] = {}
+        self._step = 0
+        self._forget()
+
+    def _forget(self) -> None:
+        """What is kept from one hook of a batch to the next."""
+        self._heard: list[Comparison] = []
+        self._recent: deque[tuple[Tensor, Site]] = deque(maxlen=4)
+        self._x_hat: Tensor | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Join the probe of this Trainer, with no history."""
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
-            self.history, self.twice, self.site = [], {}, None
-            self.weight_decay = self.shrinkage = 0.0
+            self._start()
+
+    # -- hearing ----------------------------------------------------------------------------------------------
 
     def on_activation(self, event: Event) -> None:
         """Look whether it comes right after another, and whether it is the output."""
-        site, last = event.site, self._last
+        site, last = event.site, self._recent[-1] if self._recent else None
         name = site.activation.name
         directly = last is not None and event.z is not None and same_numbers(event.z, last[0])
         if last is not None and directly and name in RANGES and not _keeps(name, last[1].activation.name):
             self.twice[site.name] = last[1].name
-        self._last = (event.y, site)
+        self._recent.append((event.y, site))
         if site.name == self.output:
-            self._x_hat, self.activation = event.y, site.activation.name
-            self.range = RANGES.get(self.activation, self.range)
+            self._x_hat = event.y
+            self._named = RANGES.get(name, self._named)
 
     def on_module(self, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        """Keep what could be the reconstruction."""
-        if not isinstance(output, Tensor) or not output.is_floating_point():
-            return
-        if self.output is None and output.requires_grad and output.ndim > 1:
-            self._outputs = {output.shape: output.detach()}  # what another module reads is no reconstruction
-        elif name == self.output:
+        """Keep the reconstruction that was named; compare batch statistics with running ones."""
+        if isinstance(module, _DropoutNd) and module.training and inputs:
+            self.dropouts[name] = (module.p, int(inputs[0].shape[-1]))
+        if isinstance(module, _BatchNorm) and module.training and module.running_mean is not None and inputs:
+            self._add_norm(name, module, inputs[0])
+        if name == self.output and isinstance(output, Tensor) and output.is_floating_point():
             self._x_hat = output.detach()
 
-    def on_loss(self, name: str, prediction: Tensor, target: Tensor, site: Site | None) -> None:
-        """Keep what is compared, and how."""
-        logits = name == "bce_with_logits"
-        if prediction.shape != target.shape or not prediction.requires_grad or prediction.ndim < 2:
-            return
-        last = self._last[1] if self._last is not None and same_numbers(prediction, self._last[0]) else None
-        if logits and last is not None and last.activation.name in RANGES:
-            self.twice["the loss's sigmoid"] = last.name
-        activation = last.activation.name if last is not None else "identity"
-        x_hat = prediction.detach().sigmoid() if logits else prediction.detach()
-        kind = "bernoulli" if logits or name == "bce" else activation
-        self._pair = (prediction.detach(), x_hat, target.detach(), kind)
+    def on_loss(self, comparison: Comparison) -> None:
+        """Keep what is compared."""
+        if len(self._heard) < MOST_PAIRS:
+            self._heard.append(comparison)
 
-    def on_step(self, trainer: L.Trainer | None, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Remember how hard weights are pulled to zero."""
-        for group in optimizer.param_groups:
-            decay, lr = group.get("weight_decay", 0.0), group["lr"]
-            if isinstance(decay, (int, float)) and isinstance(lr, (int, float)) and decay >= self.weight_decay:
-                decoupled = group.get("decoupled_weight_decay", isinstance(optimizer, torch.optim.AdamW))
-                # beside Adam's normalised gradient an L2 term acts by its size among the gradients
-                self.weight_decay, self.shrinkage = decay, lr * decay if decoupled else 0.3 * decay
+    def on_pattern(self, pattern: Pattern) -> None:
+        """Note how the model is wired."""
+        if pattern.kind == "skip":
+            self.skips.add(pattern.frame)
+        elif pattern.kind == "posterior":
+            self._add_posterior(*pattern.tensors)
+        else:
+            self._note_stack(*pattern.layers)
+
+    def _note_stack(self, inner: Made, outer: Made) -> None:
+        a, b = inner.weight, outer.weight
+        if a is None or b is None or inner.groups > 1 or outer.groups > 1 or inner.frame == outer.frame:
+            return
+        width = inner.tensor.shape[1] if a.ndim > 2 else inner.tensor.shape[-1]
+        before = inner.source.shape[1] if a.ndim > 2 else inner.source.shape[-1]
+        after = outer.tensor.shape[1] if b.ndim > 2 else outer.tensor.shape[-1]
+        if width >= min(before, after):  # one that is narrower is so on purpose
+            self.linear[outer.frame] = (inner.frame, int(width), int(min(before, after)))
+
+    def _add_posterior(self, mean: Tensor, log_variance: Tensor) -> None:
+        mean, log_variance = (full_precision(t).flatten(1) for t in (mean, log_variance))
+        add = self.counters.add
+        add(
+            "posterior",
+            "kl",
+            (kl_per_dimension(mean, log_variance) * len(mean)).nan_to_num(0.0, 0.0, 0.0),
+            torch.float64,
+        )
+        add("posterior", "rows", len(mean))
+        self.curve.add("log_variance", self._step, log_variance.abs().max())
+
+    def posterior(self, results: Mapping[Key, Tensor]) -> Tensor | None:
+        """KL divergence of each dimension of a Gaussian code that was recognised, nats; None if there was none."""
+        rows = float(results.get(("posterior", "rows"), 0.0))
+        return results["posterior", "kl"] / rows if rows else None
+
+    def largest_log_variance(self) -> float:
+        """Of such a code, over the whole run; 0 if there was none."""
+        values = self.curve.read("log_variance")[1]
+        return max((v if v == v else math.inf for v in values), default=0.0)
+
+    def on_entry(self, name: str, module: nn.Module, x: Tensor) -> None:
+        """Add what a module with weights reads of the data."""
+        if name not in self.entries and len(self.entries) >= MOST_ENTRIES:
+            return
+        self.entries[name] = isinstance(module, _NORMS)
+        if not self.entries[name] and x.ndim > 1 and x.numel():
+            dim = 1 if isinstance(module, _MAPS) else x.ndim - 1
+            rows = full_precision(x).movedim(dim, -1).flatten(0, -2)
+            mean = rows.mean(0)
+            off = (rows - mean).square().sum(0)
+            wide = mean if mean.device.type == "mps" else mean.double()
+            self.counters.add(f"entry/{name}", "rows", len(rows))
+            self.counters.add(f"entry/{name}", "x", wide * len(rows), torch.float64)
+            self.counters.add(f"entry/{name}", "x_square", off + wide.square() * len(rows), torch.float64)
+
+    def _add_norm(self, name: str, module: _BatchNorm, x: Tensor) -> None:
+        assert module.running_mean is not None and module.running_var is not None
+        rows = full_precision(x).movedim(1, -1).flatten(0, -2)
+        deviation, mean = torch.var_mean(rows, 0, correction=0)
+        scale = deviation + module.eps
+        off = (mean - module.running_mean).square() / (module.running_var + module.eps)
+        stretch = (scale / (module.running_var + module.eps)).log().abs()
+        add = self.counters.add
+        add(f"norm/{name}", "off", off.mean().nan_to_num(0.0, 0.0, 0.0), torch.float64)
+        add(f"norm/{name}", "stretch", stretch.mean().nan_to_num(0.0, 0.0, 0.0), torch.float64)
+        add(f"norm/{name}", "looks", 1)
+        add(f"norm/{name}", "positions", len(rows))
+
+    # -- adding -----------------------------------------------------------------------------------------------
 
     def on_batch(self, trainer: L.Trainer | None, module: nn.Module, outputs: Any, batch: Any) -> None:
         """Add a batch."""
@@ -136,88 +208,110 @@ class OutputMonitor(Monitor):
         loss = outputs if isinstance(outputs, Tensor) else outputs.get("loss") if isinstance(outputs, Mapping) else None
         if isinstance(loss, Tensor):
             self._add_loss(loss.detach().float())
-        x = first_tensor(batch)
-        x_hat, candidates, last, pair = self._x_hat, self._outputs, self._last, self._pair
-        self._x_hat, self._outputs, self._last, self._pair = None, {}, None, None
+        x, heard, x_hat, recent = first_tensor(batch), self._heard, self._x_hat, list(self._recent)
+        self._forget()
+        if x is not None and x.is_floating_point():
+            self.curve.add("nonfinite", self._step, (~x.isfinite()).sum().float())
+        self.batch_size = max(self.batch_size, 0 if x is None or x.ndim == 0 else len(x))
         if isinstance(module, Autoencoder) and isinstance(outputs, Mapping) and "output" in outputs:
             x = module.get_input(batch)
-            x_hat = module.loss.prediction(outputs["output"].params, x)
-            self.range, self.activation = module.loss.output_range, module.loss.output_activation
+            x_hat = module.loss.prediction(outputs["output"].params, x).detach()
+            pair = Pair(type(module.loss).__name__, [module.loss.output_activation], is_data=True)
+            self._named = module.loss.output_range
+            self.pairs = {"output": pair}
             self._add_terms(module, outputs["terms"])
-        elif (
-            x is not None
-            and pair is not None
-            and pair[0].numel() == x.numel()
-            and (x_hat is None or same_numbers(pair[0], x_hat))
-        ):
-            _, x_hat, target, self.activation = pair
-            x, self.range = target.reshape(x.shape), RANGES.get(self.activation, (-math.inf, math.inf))
-        elif x is not None and x_hat is None:
-            x_hat = candidates.get(x.shape)
-            if x_hat is not None and last is not None and same_numbers(x_hat, last[0]):
-                self.activation = last[1].activation.name
-                self.range = RANGES.get(self.activation, (-math.inf, math.inf))
-        if last is not None and x_hat is not None and same_numbers(x_hat, last[0]):
-            self.site = last[1].name
-        if x is not None and x_hat is not None and x.numel() == x_hat.numel() and x.ndim > 1 and x.is_floating_point():
-            self._add_pair(full_precision(x).flatten(1), full_precision(x_hat.detach()).flatten(1))
+            self._add_reconstruction(x, x_hat)
+            heard = []
+        elif self.output is not None and x_hat is not None and x is not None and x.numel() == x_hat.numel():
+            named = next((c for c in heard if same_numbers(c.prediction, x_hat)), None)
+            path = [made.name for made in named.path] if named is not None else []
+            last = next((site for y, site in reversed(recent) if same_numbers(y, x_hat)), None)
+            if not path and last is not None:
+                path = [last.activation.name]
+            if named is not None and named.loss == "binary_cross_entropy_with_logits":
+                path, x_hat = ["bernoulli", *path], full_precision(x_hat).sigmoid()
+            pair = self.pairs["output"] = Pair(named.loss if named is not None else "output", path)
+            self._named = pair.range
+            target = named.target if named is not None and named.target.numel() == x.numel() else x
+            self._add_reconstruction(target.reshape(x.shape), x_hat)
+            heard = [c for c in heard if c is not named]
+        self._add_heard(heard, x)
+        if x_hat is None and heard:
+            x_hat = heard[0].prediction
+        if x_hat is not None:
+            self.site = next((site.name for y, site in reversed(recent) if same_numbers(y, x_hat)), self.site)
+
+    def _add_heard(self, heard: list[Comparison], x: Tensor | None) -> None:
+        for number, comparison in enumerate(heard):
+            same = sum(c.loss == comparison.loss for c in heard[:number])
+            name = f"{comparison.loss}#{same}" if same else comparison.loss
+            if name not in self.pairs:
+                self.pairs[name] = Pair.of(comparison)
+            pair = self.pairs[name]
+            self.counters.add(name, "heard", 1)
+            parts = add_pair(self.counters.add, name, comparison, pair, x)
+            if number == 0 and comparison.value is not None and comparison.value.ndim == 0:
+                self.counters.add(name, "raw", comparison.value.float(), torch.float64)
+                self.counters.add(name, "raws", 1)
+                self.curve.add("raw", self._step, comparison.value)
+            if parts is not None and number < 2:
+                self.curve.add(f"{name}/error", self._step, parts[0])
+                self.curve.add(f"{name}/variance", self._step, parts[1])
+            if comparison.loss == "binary_cross_entropy_with_logits":
+                before = next((m.name for m in comparison.path if m.name not in ("dropout",)), "layer")
+                if before in RANGES and before != "relu":
+                    self.twice["the loss's sigmoid"] = before
+
+    def _add_reconstruction(self, x: Tensor, x_hat: Tensor) -> None:
+        if x.ndim < 2 or not x.is_floating_point() or x.numel() != x_hat.numel():
+            return
+        y, y_hat = full_precision(x).flatten(1), full_precision(x_hat.detach()).reshape(len(x), -1)
+        error, within = add_numbers(self.counters.add, "output", y, y_hat, self._named)
+        self.curve.add("output/error", self._step, error)
+        self.curve.add("output/variance", self._step, within)
 
     def _add_loss(self, loss: Tensor) -> None:
         finite = loss.isfinite()
         self.counters.add("loss", "sum", torch.where(finite, loss, torch.zeros_like(loss)).sum(), torch.float64)
         self.counters.add("loss", "count", finite.sum())
         self.counters.add("loss", "nonfinite", (~finite).sum())
+        self.curve.add("loss", self._step, loss.mean())
 
     def _add_terms(self, module: Autoencoder, terms: Mapping[str, Tensor]) -> None:
         for name in [name for name in terms if name != "loss"]:
-            self.counters.add("terms", name, terms[name].detach().float(), torch.float64)
+            value = terms[name].detach().float()
+            self.counters.add("terms", name, value, torch.float64)
+            self.curve.add(f"terms/{name}", self._step, value)
         penalties: dict[str, Any] = {name: penalty.weight for name, penalty in module.penalties.items()}
-        self._weights = {
-            **module.code.weights(),
-            **penalties,
-        }  # tensors are read later: now the device would be waited for
-
-    def _add_pair(self, x: Tensor, x_hat: Tensor) -> None:
-        low, high = self.range
-        add = self.counters.add
-        add("output", "rows", len(x))
-        add("output", "nonfinite_data", (~x.isfinite()).sum())
-        add("output", "x", x.sum(0), torch.float64)
-        add("output", "x_square", x.square().sum(0), torch.float64)
-        add("output", "x_hat", x_hat.sum(0), torch.float64)
-        add("output", "error", (x_hat - x).square().sum(), torch.float64)
-        for name, values in (("x_within", x), ("x_hat_within", x_hat)):
-            add("output", name, (values - values.mean(0)).square().sum(), torch.float64)
-        if low > -math.inf:
-            slack = 1e-4 * (high - low if high < math.inf else 1.0)  # what rounding puts outside is not
-            add("output", "outside", (x.lt(low - slack) | x.gt(high + slack)).sum())
-            add("output", "at_low", x_hat.le(low).sum(0))
-        if high - low < math.inf:
-            add("output", "far", ((x - x.mean()).abs() > 0.05 * (high - low)).sum())
+        # tensors are read later: now the device would be waited for
+        self._weights = {**module.code.weights(), **penalties}
 
     def state_dict(self) -> dict[str, Any]:
-        """Sums over all ranks, and the history."""
-        return {**super().state_dict(), "history": [list(moment) for moment in self.history]}
+        """Sums over all ranks, the history, and what was heard."""
+        return {
+            **super().state_dict(),
+            "history": [list(moment) for moment in self.history],
+            "pairs": {name: asdict(pair) for name, pair in self.pairs.items()},
+            "entries": dict(self.entries),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up saved sums, and the history."""
+        """Take up saved sums, the history, and what was heard."""
         super().load_state_dict(state_dict)
         self.history = [Moment(*row) for row in state_dict["history"]]
+        self.pairs = {name: Pair(**row) for name, row in state_dict.get("pairs", {}).items()}
+        self.entries = dict(state_dict.get("entries", {}))
 
     # -- reading ----------------------------------------------------------------------------------------------
 
     def take(self, results: dict[Key, Tensor], keep: bool) -> None:
         """Receive sums over all ranks; remember loss and error."""
         super().take(results, keep)
-        figures = self._figures(self.interval())
+        now = self.figures(self.interval())
         if not self.history or self.history[-1].step != self._step:
+            missing = math.nan
             self.history.append(
-                Moment(
-                    self._step,
-                    figures.get("loss", math.nan),
-                    figures.get("fvu", math.nan),
-                    figures.get("spread", math.nan),
-                )
+                Moment(self._step, now.get("loss", missing), now.get("fvu", missing), now.get("spread", missing))
             )
 
     @property
@@ -225,9 +319,36 @@ class OutputMonitor(Monitor):
         """Of the terms in the objective, in the last batch looked at."""
         return {name: float(weight) for name, weight in self._weights.items()}
 
-    def figures(self) -> dict[str, float]:
-        """All figures that apply, by name."""
-        return self._figures(self.results())
+    def reconstruction(self, results: Mapping[Key, Tensor] | None = None) -> str | None:
+        """Name of the comparison that is a reconstruction; None if nothing was heard to be one."""
+        if "output" in self.pairs:
+            return "output"
+        sums = self.results() if results is None else results
+        for name in self.pairs:
+            seen = int(sums.get((name, "likeness"), torch.tensor(0)))
+            if seen and int(sums[name, "like_input"]) == seen:
+                return name
+        return None
+
+    def main(self, results: Mapping[Key, Tensor] | None = None) -> str | None:
+        """Name of the comparison that matters: the reconstruction, else what was heard most often, and first."""
+        sums = self.results() if results is None else results
+        found = self.reconstruction(sums)
+        if found is not None or not self.pairs:
+            return found
+        return max(self.pairs, key=lambda name: int(sums.get((name, "heard"), torch.tensor(0))))
+
+    @property
+    def activation(self) -> str:
+        """The activation that gives the prediction of the main comparison."""
+        name = self.main()
+        return "identity" if name is None else self.pairs[name].activation
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """Where the prediction of the main comparison can lie."""
+        name = self.main()
+        return (-math.inf, math.inf) if name is None else self._named if name == "output" else self.pairs[name].range
 
     def stuck_outputs(self) -> Tensor:
         """Indices of the numbers of the event at the low end of the output's range in every example, but not in x.
@@ -235,57 +356,36 @@ class OutputMonitor(Monitor):
         None if they are less than a hundredth of the variance of x: what is hardly ever seen may as well be left out.
         """
         results = self.results()
-        if ("output", "at_low") not in results:
+        name = self.main(results) or "output"
+        if (name, "at_low") not in results:
             return torch.zeros(0, dtype=torch.int64)
-        rows = results["output", "rows"]
-        variance = self._variance(results, "x")
-        stuck = (results["output", "at_low"] == rows) & (variance > 1e-6)
-        return stuck.nonzero().flatten()[: None if variance[stuck].sum() >= 0.01 * variance.sum() else 0]
+        rows, spread = results[name, "rows"], variance(results, name, "x")
+        stuck = (results[name, "at_low"] == rows) & (spread > 1e-6)
+        return stuck.nonzero().flatten()[: None if spread[stuck].sum() >= 0.01 * spread.sum() else 0]
 
-    def _variance(self, results: Mapping[Key, Tensor], name: str) -> Tensor:
-        rows = results["output", "rows"].double()
-        mean = results["output", name] / rows
-        return (results["output", f"{name}_square"] / rows - mean.square()).clamp(min=0)
+    def pair_figures(self, name: str, results: Mapping[Key, Tensor] | None = None) -> dict[str, float]:
+        """Of one comparison."""
+        return figures(self.results() if results is None else results, name, self.pairs.get(name))
 
-    def _figures(self, results: Mapping[Key, Tensor]) -> dict[str, float]:
+    def figures(self, results: Mapping[Key, Tensor] | None = None) -> dict[str, float]:
+        """All figures that apply to the loss and the main comparison, by name."""
+        sums = self.results() if results is None else results
         values: dict[str, float] = {}
-        if int(results.get(("loss", "count"), torch.tensor(0))):
-            values["loss"] = float(results["loss", "sum"]) / int(results["loss", "count"])
-        if ("loss", "nonfinite") in results:
-            values["nonfinite_losses"] = float(results["loss", "nonfinite"])
-        for (site, name), value in results.items():
+        count = int(sums.get(("loss", "count"), torch.tensor(0)))
+        if count:
+            values["loss"] = float(sums["loss", "sum"]) / count
+        if ("loss", "nonfinite") in sums:
+            values["nonfinite_losses"] = float(sums["loss", "nonfinite"])
+        for (site, name), value in sums.items():
             if site == "terms":
-                values[f"term/{name}"] = float(value) / max(1, int(results["loss", "count"]))
-        rows = int(results.get(("output", "rows"), torch.tensor(0)))
-        if rows < 2:
-            return values
-        variance, x_mean = self._variance(results, "x"), results["output", "x"] / rows
-        x_hat_mean = results["output", "x_hat"] / rows
-        total = float(variance.sum())
-        numbers = rows * len(x_mean)
-        values |= {
-            "samples": float(rows),
-            "x_mean": float(x_mean.mean()),
-            "x_std": math.sqrt(
-                max(0.0, float(results["output", "x_square"].sum()) / numbers - float(x_mean.mean()) ** 2)
-            ),
-            "x_hat_mean": float(x_hat_mean.mean()),
-            "contrast": float(x_hat_mean.std(correction=0) / x_mean.std(correction=0).clamp(min=1e-12)),
-            "outside": float(results.get(("output", "outside"), torch.tensor(0))) / numbers,
-            "far": float(results.get(("output", "far"), torch.tensor(0))) / numbers,
-            "nonfinite_data": float(results["output", "nonfinite_data"]) / numbers,
-        }
-        if total > 0:
-            values["fvu"] = float(results["output", "error"]) / (rows * total)
-        within = float(results["output", "x_within"])
-        if within > 0:
-            values["spread"] = float(results["output", "x_hat_within"]) / within
-        return values
+                values[f"term/{name}"] = float(value) / max(1, count)
+        main = self.main(sums)
+        return values if main is None else values | figures(sums, main, self.pairs[main])
 
     def scalars(self) -> dict[str, float]:
         """``fvu`` and ``spread``."""
-        figures = self._figures(self._now)
-        return {name: figures[name] for name in ("fvu", "spread") if name in figures}
+        found = self.figures(self._now)
+        return {name: found[name] for name in ("fvu", "spread") if name in found}
 
 
 def _keeps(activation: str, before: str) -> bool:

@@ -18,6 +18,7 @@ from lightning_ae.diagnostics.watch import Event, Site, Watch
 from lightning_ae.diagnostics.watch.comparisons import Comparison
 from lightning_ae.diagnostics.watch.counters import Counters, Key, reduce_and_read
 from lightning_ae.diagnostics.watch.flow import Flow, Reader
+from lightning_ae.diagnostics.watch.patterns import Pattern
 from lightning_ae.diagnostics.watch.site import clean_name
 
 _LAYERS = {
@@ -120,6 +121,9 @@ class Evidence:
         """Nothing."""
 
     def on_entry(self, name: str, module: nn.Module, x: Tensor) -> None:
+        """Nothing."""
+
+    def on_pattern(self, pattern: Pattern) -> None:
         """Nothing."""
 
     # -- reading ----------------------------------------------------------------------------------------------

@@ -78,10 +78,12 @@ class Comparisons:
 
     Args:
         lineage: what is known of the step's tensors.
+        evaluating: whether there are no gradients, so that a prediction cannot be told from data by having one; only
+            torch's losses are heard then.
     """
 
-    def __init__(self, lineage: Lineage) -> None:
-        self.lineage = lineage
+    def __init__(self, lineage: Lineage, evaluating: bool = False) -> None:
+        self.lineage, self.evaluating = lineage, evaluating
         #: differences that nobody has squared yet, with what they are of; kept, so that their addresses are not reused
         self._differences: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
 
@@ -169,7 +171,7 @@ class Comparisons:
         grown: Tensor | None = None,
     ) -> Comparison | None:
         learns = prediction if grown is None else grown
-        if not learns.requires_grad and not target.requires_grad:
+        if not learns.requires_grad and not target.requires_grad and not self.evaluating:
             return None  # a figure for a log, or a step without gradients
         swapped = target.requires_grad and self.lineage.is_data(prediction) and loss in REAL
         if swapped:

@@ -36,6 +36,7 @@ _NAMES: dict[Any, str] = {
     **dict.fromkeys([torch.clamp, Tensor.clamp, torch.clip, Tensor.clip, Tensor.clamp_], "clamp"),
     **dict.fromkeys([Tensor.div, torch.div, Tensor.__truediv__, torch.true_divide], "divide"),
     **dict.fromkeys([Tensor.__add__, Tensor.add, torch.add], "add"),
+    **dict.fromkeys([Tensor.__mul__, Tensor.__rmul__, Tensor.mul, torch.mul], "scale"),
 }
 #: What may stand between a probability and its logarithm.
 _GUARDS = {"clamp", "divide", "add"}
@@ -77,8 +78,11 @@ class Lineage:
         self._storages: dict[int, Tensor] = {}
         self._data: dict[int, weakref.ref[Tensor]] = {}
         self._made: deque[Made] = deque(maxlen=48)
+        #: numbers in the batch's first tensor
+        self.input_size = 0
         for tensor in _all_tensors(batch):
             self._storages[_storage(tensor)] = tensor
+            self.input_size = self.input_size or tensor.numel()
 
     def clear(self) -> None:
         """Forget all tensors."""
@@ -95,20 +99,19 @@ class Lineage:
             return True
         return _storage(tensor) in self._storages if self._storages else False
 
-    def called(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Tensor, frame: str) -> None:
-        """Follow one call."""
-        if not out.requires_grad:
-            # of the first arguments: a list may hold many
-            if any(self.is_data(a) for a in args) or (
-                args and isinstance(args[0], (list, tuple)) and any(self.is_data(a) for a in args[0][:4])
-            ):
-                self._data[id(out)] = weakref.ref(out)
+    def called(
+        self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Tensor, frame: str
+    ) -> Made | None:
+        """Follow one call; returns what is remembered of it."""
+        listed = args[0][:4] if args and isinstance(args[0], (list, tuple)) else ()
+        if not out.requires_grad and any(self.is_data(a) for a in (*args, *listed)):
+            self._data[id(out)] = weakref.ref(out)
         name = _NAMES.get(func)
         if name is None:
-            return
+            return None
         source = args[0] if args else kwargs.get("input")
-        if not isinstance(source, Tensor):
-            return
+        if not isinstance(source, Tensor) or (name == "scale" and any(isinstance(a, Tensor) for a in args[1:2])):
+            return None
         width, rate, groups, weight = 0, 0.0, 1, None
         if name == "softmax" or name == "log_softmax":
             dim = args[1] if len(args) > 1 else kwargs.get("dim")
@@ -122,7 +125,9 @@ class Lineage:
             weight = second.detach() if isinstance(second, Tensor) else None
             if func is not functional.linear:
                 groups = int(args[6] if len(args) > 6 else kwargs.get("groups", 1))
-        self._made.append(Made(name, out.detach(), source.detach(), weight, width, rate, groups, frame))
+        made = Made(name, out.detach(), source.detach(), weight, width, rate, groups, frame)
+        self._made.append(made)
+        return made
 
     def parts(self, args: tuple[Any, ...], out: Any) -> None:
         """Follow a call that gives several tensors, such as a split."""
@@ -142,6 +147,28 @@ class Lineage:
                     break
                 at = made.source
         return found
+
+    def before(self, layer: Made) -> list[Made]:
+        """The functions that a layer's input has come through, the last one first, as far back as a layer or a gap."""
+        return self.of(layer.source)
+
+    def sister(self, tensor: Tensor) -> Tensor | None:
+        """The other of two outputs of one input: of two layers of the same width, or of the halves of one."""
+        own = next((m for m in reversed(self._made) if m.name == "layer" and same_numbers(m.tensor, tensor)), None)
+        if own is not None:
+            for made in reversed(self._made):
+                twin = made.name == "layer" and made is not own and made.tensor.shape == own.tensor.shape
+                if twin and same_numbers(made.source, own.source):
+                    return made.tensor
+            return None
+        for made in reversed(self._made):
+            whole = made.tensor
+            half = whole.ndim == tensor.ndim and 2 * tensor.numel() == whole.numel()
+            if made.name == "layer" and half and _storage(whole) == _storage(tensor):
+                dim = next(d for d in range(whole.ndim) if whole.shape[d] != tensor.shape[d])
+                parts = whole.chunk(2, dim)
+                return parts[0] if tensor.storage_offset() > whole.storage_offset() else parts[1]
+        return None
 
     def probability(self, tensor: Tensor) -> Tensor | None:
         """What a tensor is the logarithm of, without what guards it from 0; None if it is no logarithm."""

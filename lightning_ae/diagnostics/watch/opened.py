@@ -16,6 +16,7 @@ from lightning_ae.diagnostics.watch.activations import FUNCTIONS, MODULES, Activ
 from lightning_ae.diagnostics.watch.comparisons import Comparisons
 from lightning_ae.diagnostics.watch.flow import Flow, Origin, unit_dim
 from lightning_ae.diagnostics.watch.lineage import Lineage
+from lightning_ae.diagnostics.watch.patterns import Patterns
 from lightning_ae.diagnostics.watch.registry import Registry
 from lightning_ae.diagnostics.watch.site import Event, Listener, Site
 
@@ -54,7 +55,8 @@ class OpenWatch:
     ) -> None:
         self.watch, self.root, self.listeners, self.mask, self.flow = watch, root, listeners, mask, flow
         self.lineage = Lineage(batch)
-        self._comparisons = Comparisons(self.lineage)
+        self._comparisons = Comparisons(self.lineage, evaluating=not root.training)
+        self._patterns = Patterns(self.lineage)
         self.active = True
         self._stack = [_Frame("", None)]
         self._handles = [
@@ -81,6 +83,7 @@ class OpenWatch:
         self.flow.clear()
         self.lineage.clear()
         self._comparisons.clear()
+        self._patterns.clear()
 
     def _leave_mode(self) -> None:
         above: list[TorchFunctionMode] = []  # entered since by someone else, who is going to leave them
@@ -141,7 +144,13 @@ class OpenWatch:
         if torch._C._functorch.is_functorch_wrapped_tensor(out):
             return out  # a derivative of the model, not a pass through it
         if not _in_backward():
-            self.lineage.called(func, args, kwargs, out, self._stack[-1].name or "")
+            frame = self._stack[-1].name
+            made = self.lineage.called(func, args, kwargs, out, frame or "")
+            if frame is not None:
+                with torch._C.DisableTorchFunction(), torch.no_grad():
+                    for pattern in self._patterns.of(func, args, kwargs, out, frame, made):
+                        for listener in self.listeners:
+                            listener.on_pattern(pattern)
             if (comparison := self._comparisons.of(func, args, kwargs, out)) is not None:
                 with torch._C.DisableTorchFunction(), torch.no_grad():
                     for listener in self.listeners:

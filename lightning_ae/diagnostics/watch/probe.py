@@ -91,6 +91,10 @@ class Probe:
         self._open = self.watch.open(module, self._listening, mask, batch)
         self._looking = True
 
+    def looks_at(self, monitor: Observer) -> bool:
+        """Whether this monitor looks at the batch that is running."""
+        return self._looking and any(m is monitor for m in self._listening)
+
     def step(self, trainer: L.Trainer, module: L.LightningModule, optimizer: torch.optim.Optimizer) -> None:
         """An optimizer is about to step."""
         if self._open is None:

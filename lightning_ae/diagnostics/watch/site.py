@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lightning_ae.diagnostics.watch.activations import Activation
 from lightning_ae.diagnostics.watch.comparisons import Comparison
 from lightning_ae.diagnostics.watch.flow import Origin, Reader
+from lightning_ae.diagnostics.watch.patterns import Pattern
 
 #: What compilers and wrappers put into the names of modules.
 WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
@@ -191,3 +192,6 @@ class Listener(Protocol):
 
     def on_entry(self, name: str, module: nn.Module, x: Tensor) -> None:
         """A module with weights has read data."""
+
+    def on_pattern(self, pattern: Pattern) -> None:
+        """Something was recognised in how the model is wired."""

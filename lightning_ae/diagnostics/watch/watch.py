@@ -37,6 +37,7 @@ class Watch(Registry):
         ...     def on_module(self, name, module, inputs, output): pass
         ...     def on_loss(self, comparison): pass
         ...     def on_entry(self, name, module, x): pass
+        ...     def on_pattern(self, pattern): pass
         >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU())
         >>> nn.init.eye_(model[0].weight).sum().item()
         2.0

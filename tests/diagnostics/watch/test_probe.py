@@ -180,7 +180,7 @@ def test_slopes_are_what_autograd_says(look, function):
         def on_module(self, *_):
             pass
 
-        on_loss = on_entry = on_module
+        on_loss = on_entry = on_pattern = on_module
 
     model = nn.Linear(1, 1, dtype=torch.float64)
     with Watch().open(model, [Keep()]):

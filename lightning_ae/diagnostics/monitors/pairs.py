@@ -1,0 +1,321 @@
+"""Sums over a prediction and its target, and what they say: how much better than the best constant it is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_ae.diagnostics.watch.comparisons import BINARY, CLASSES, Comparison
+from lightning_ae.diagnostics.watch.counters import Key
+from lightning_ae.losses.base import full_precision
+
+#: Where the output of an activation can lie.
+RANGES = {
+    "bernoulli": (0.0, 1.0),
+    "sigmoid": (0.0, 1.0),
+    "softmax": (0.0, 1.0),
+    "hardsigmoid": (0.0, 1.0),
+    "tanh": (-1.0, 1.0),
+    "softsign": (-1.0, 1.0),
+    "relu": (0.0, math.inf),
+    "relu6": (0.0, 6.0),
+    "softplus": (0.0, math.inf),
+    "logsigmoid": (-math.inf, 0.0),
+    "log_softmax": (-math.inf, 0.0),
+}
+#: Rows of a batch in which hits of a classifier are counted, and classes up to which they are.
+HIT_ELEMENTS, MOST_CLASSES = 2**18, 4096
+Add = Callable[..., None]
+
+
+@dataclass
+class Pair:
+    """What is known of a comparison without looking at numbers.
+
+    Attributes:
+        loss: as in :class:`Comparison`; for a model of ours the name of its loss.
+        path: names of the functions through which the prediction has come since the last layer, the last one first.
+        width: over how many numbers its softmax normalises; 0 if there is none.
+        dropped: share of the prediction that a dropout drops.
+        prediction_shape: with the batch.
+        target_shape: with the batch.
+        weighted: whether classes or elements have weights of their own, or labels are smoothed.
+        classes: whether the target is an index of a class.
+        is_data: whether the target is of the batch.
+        learns: whether the target depends on what learns.
+    """
+
+    loss: str
+    path: list[str] = field(default_factory=list)
+    width: int = 0
+    dropped: float = 0.0
+    prediction_shape: list[int] = field(default_factory=list)
+    target_shape: list[int] = field(default_factory=list)
+    weighted: bool = False
+    classes: bool = False
+    is_data: bool = True
+    learns: bool = False
+
+    @property
+    def activation(self) -> str:
+        """The activation that gives the prediction; ``"identity"`` for a layer, and where it is not known."""
+        if self.loss == "binary_cross_entropy_with_logits":
+            return "bernoulli"
+        if self.loss == "cross_entropy":
+            return "softmax"
+        named = [name for name in self.path if name not in ("dropout", "layer", "norm")]
+        first = named[0] if named else "identity"
+        return first if first in RANGES else "identity"
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """Where the prediction can lie."""
+        return RANGES.get(self.activation, (-math.inf, math.inf))
+
+    @property
+    def broadcast(self) -> bool:
+        """Whether each prediction is compared with several targets: (B, 1) against (B,)."""
+        if self.classes or not self.prediction_shape or not self.target_shape:
+            return False
+        if self.prediction_shape == self.target_shape:
+            return False
+        try:
+            whole: Any = torch.broadcast_shapes(self.prediction_shape, self.target_shape)  # type: ignore[no-untyped-call]
+        except RuntimeError:
+            return False
+        return bool(math.prod(whole) > max(math.prod(self.prediction_shape), math.prod(self.target_shape)))
+
+    @classmethod
+    def of(cls, heard: Comparison) -> Pair:
+        """What is known of a comparison."""
+        options = heard.options
+        weighted = (
+            options.get("weight") is not None
+            or options.get("pos_weight") is not None
+            or bool(options.get("label_smoothing"))
+            or options.get("ignore_index", -100) != -100
+        )
+        classes = heard.loss in CLASSES and not heard.target.is_floating_point()
+        softmax = next((made for made in heard.path if made.name in ("softmax", "log_softmax")), None)
+        dropout = next((made for made in heard.path[:2] if made.name == "dropout"), None)
+        return cls(
+            heard.loss,
+            [made.name for made in heard.path],
+            0 if softmax is None else softmax.width,
+            0.0 if dropout is None else dropout.rate,
+            list(heard.prediction.shape),
+            list(heard.target.shape),
+            weighted,
+            classes,
+            heard.target_is_data,
+            heard.target_learns,
+        )
+
+
+def add_pair(add: Add, site: str, heard: Comparison, pair: Pair, x: Tensor | None) -> tuple[Tensor, Tensor] | None:
+    """Add a comparison; returns error and variance of this batch alone, for a curve."""
+    prediction, target = heard.prediction, heard.target
+    _add_value(add, site, heard)
+    if pair.classes:
+        return _add_classes(add, site, prediction, target, heard.value)
+    if pair.broadcast or prediction.numel() != target.numel() or not prediction.is_floating_point():
+        return None
+    if heard.loss == "binary_cross_entropy_with_logits":
+        prediction = full_precision(prediction).sigmoid()
+    elif heard.loss == "cross_entropy":
+        prediction = full_precision(prediction).softmax(1)
+    elif heard.loss in ("nll_loss", "kl_div"):
+        prediction = full_precision(prediction).exp()
+    rows = (len(target), -1) if target.ndim > 1 else (-1, 1)
+    y, y_hat = full_precision(target.float()).reshape(rows), full_precision(prediction).reshape(rows)
+    if heard.loss in BINARY or heard.loss in CLASSES:
+        inside = y.clamp(0, 1)
+        entropy = -(torch.xlogy(inside, inside))
+        if heard.loss in BINARY:
+            entropy = entropy - torch.xlogy(1 - inside, 1 - inside)
+        add(site, "entropy", entropy.sum(), torch.float64)
+    if x is not None and x.is_floating_point() and x.numel() == y.numel() and y.shape[1] > 1:
+        _add_likeness(add, site, y, full_precision(x).reshape(y.shape))
+    return add_numbers(add, site, y, y_hat, pair.range)
+
+
+def _add_value(add: Add, site: str, heard: Comparison) -> None:
+    if heard.value is None:
+        return
+    value = heard.value.float()
+    if value.ndim:
+        # one number for each element where it is written out, one for each example where torch gives them
+        per_row = heard.loss == "target × log" or (heard.loss == "cross_entropy" and value.shape == heard.target.shape)
+        value = value.sum() / max(1, len(value)) if per_row else value.mean()
+    elif heard.options.get("reduction") == "sum":
+        size = len(heard.target) if heard.loss in CLASSES else heard.target.numel()
+        value = value / max(1, size)
+    finite = value.isfinite()
+    add(site, "value", torch.where(finite, value, 0.0), torch.float64)
+    add(site, "values", finite)
+
+
+def _add_classes(
+    add: Add, site: str, prediction: Tensor, target: Tensor, value: Tensor | None
+) -> tuple[Tensor, Tensor] | None:
+    number = prediction.shape[1 if prediction.ndim > 1 else 0]
+    flat = target.reshape(-1)
+    if number <= MOST_CLASSES:
+        inside = flat.ge(0) & flat.lt(number)
+        counts = torch.zeros(number, dtype=torch.int64, device=flat.device)
+        add(site, "classes", counts.scatter_add_(0, flat.clamp(0, number - 1).long(), inside.long()))
+        if prediction.ndim == 2 and len(prediction) == len(flat):
+            head = max(1, HIT_ELEMENTS // number)
+            add(site, "hits", (prediction[:head].argmax(1) == flat[:head]).sum())
+            add(site, "tries", min(head, len(flat)))
+    add(site, "rows", len(target) if target.ndim else 1)
+    return None if value is None or value.ndim else (value.float(), torch.ones_like(value, dtype=torch.float32))
+
+
+def _add_likeness(add: Add, site: str, y: Tensor, x: Tensor) -> None:
+    """Whether the target is the input, perhaps rescaled, or the input with its rows in another order."""
+    a, b = y - y.mean(), x - x.mean()
+    like = (a * b).sum() > 0.9999 * (a.square().sum() * b.square().sum()).sqrt().clamp(min=1e-30)
+    spread = b.square().mean().sqrt()
+    permuted = (a.mean(0) - b.mean(0)).abs().max() < 1e-4 * spread
+    add(site, "like_input", like)
+    add(site, "permuted", permuted & ~like)
+    add(site, "likeness", 1)
+
+
+def add_numbers(add: Add, site: str, y: Tensor, y_hat: Tensor, reach: tuple[float, float]) -> tuple[Tensor, Tensor]:
+    """Add real numbers, ``(rows, columns)`` each; returns squared error and variance within the batch."""
+    low, high = reach
+    add(site, "rows", len(y))
+    add(site, "nonfinite_data", (~y.isfinite()).sum())
+    # sums of squares about each batch's own mean: exact for data far from 0, where a difference of sums is not
+    within = {}
+    for name, values in (("x", y), ("x_hat", y_hat)):
+        mean = values.mean(0)
+        off = (values - mean).square().sum(0)
+        within[name] = off.sum()
+        wide = mean if mean.device.type == "mps" else mean.double()
+        add(site, name, wide * len(values), torch.float64)
+        add(site, f"{name}_square", off + wide.square() * len(values), torch.float64)
+        add(site, f"{name}_within", within[name], torch.float64)
+    error = (y_hat - y).square().sum()
+    add(site, "error", error, torch.float64)
+    add(site, "binary", (y.eq(0) | y.eq(1)).sum())
+    add(site, "below", y.lt(-1e-4).sum())
+    add(site, "above", y.gt(1 + 1e-4).sum())
+    if y.shape[1] > 1:
+        total = y.sum(1)
+        add(site, "one", (total - 1).abs().lt(1e-3).sum())
+        add(site, "several", total.gt(1.5).sum())
+    if low > -math.inf or high < math.inf:
+        width = high - low if high - low < math.inf else float("nan")
+        slack = 1e-4 * (width if width == width else 1.0)  # what rounding puts outside is not
+        add(site, "outside", (y.lt(low - slack) | y.gt(high + slack)).sum())
+        if width == width:
+            add(site, "beyond", (y.lt(low - 0.05 * width) | y.gt(high + 0.05 * width)).sum())
+        else:
+            size = 0.05 * y.square().mean().sqrt()
+            add(site, "beyond", (y.lt(low - size) | y.gt(high + size)).sum())
+        if low > -math.inf:
+            add(site, "at_low", y_hat.le(low).sum(0))
+        if width == width:
+            add(site, "far", ((y - y.mean()).abs() > 0.05 * width).sum())
+    return error, within["x"]
+
+
+def variance(results: Mapping[Key, Tensor], site: str, name: str) -> Tensor:
+    """Of each column over all rows, ``(columns,)``, float64."""
+    rows = results[site, "rows"].double()
+    mean = results[site, name] / rows
+    square = results[site, f"{name}_square"] / rows
+    found = (square - mean.square()).clamp(min=0)
+    return torch.where(found > 1e-14 * square, found, torch.zeros_like(found))
+
+
+def _get(results: Mapping[Key, Tensor], site: str, name: str) -> float:
+    found = results.get((site, name))
+    return 0.0 if found is None else float(found)
+
+
+def figures(results: Mapping[Key, Tensor], site: str, pair: Pair | None = None) -> dict[str, float]:
+    """What the sums of a comparison say, by name; empty if there are too few rows.
+
+    ``relative`` is the loss over that of the best constant, less what no prediction could save: 1 for a model that
+    knows no more than label frequencies or means, 0 for a perfect one.
+    """
+    rows = _get(results, site, "rows")
+    values: dict[str, float] = {}
+    if _get(results, site, "values"):
+        values["value"] = _get(results, site, "value") / _get(results, site, "values")
+    if rows < 1:
+        return values
+    if (site, "classes") in results:
+        values |= _class_figures(results, site, values.get("value", math.nan), pair)
+    if (site, "error") not in results or rows < 2:
+        return values
+    spread, x_mean = variance(results, site, "x"), results[site, "x"] / rows
+    x_hat_mean = results[site, "x_hat"] / rows
+    total, columns = float(spread.sum()), len(x_mean)
+    numbers = rows * columns
+    mean = float(x_mean.mean())
+    values |= {
+        "samples": rows,
+        "x_mean": mean,
+        "x_std": math.sqrt(max(0.0, float(spread.mean()) + float((x_mean - mean).square().mean()))),
+        "x_hat_mean": float(x_hat_mean.mean()),
+        "contrast": float(x_hat_mean.std(correction=0) / x_mean.std(correction=0).clamp(min=1e-12)),
+        "outside": _get(results, site, "outside") / numbers,
+        "beyond": _get(results, site, "beyond") / numbers,
+        "far": _get(results, site, "far") / numbers,
+        "nonfinite_data": _get(results, site, "nonfinite_data") / numbers,
+        "binary": _get(results, site, "binary") / numbers,
+        "below_zero": _get(results, site, "below") / numbers,
+        "above_one": _get(results, site, "above") / numbers,
+        "one_in_a_row": _get(results, site, "one") / rows if columns > 1 else 0.0,
+        "several_in_a_row": _get(results, site, "several") / rows if columns > 1 else 0.0,
+        "x_variance": total,
+        "columns": float(columns),
+    }
+    if total > 0:
+        values["fvu"] = _get(results, site, "error") / (rows * total)
+        values["relative"] = values["fvu"]
+    within = _get(results, site, "x_within")
+    if within > 0:
+        values["spread"] = _get(results, site, "x_hat_within") / within
+    if (site, "entropy") in results and pair is not None and "value" in values and not pair.weighted:
+        share = x_mean.clamp(1e-12, 1 - 1e-12)
+        constant = -(share * share.log())
+        if pair.loss in BINARY:
+            constant = constant - (1 - share) * (1 - share).log()
+        per = numbers if pair.loss in BINARY else rows
+        best = float(constant.sum()) / (columns if pair.loss in BINARY else 1)
+        floor = _get(results, site, "entropy") / per
+        if best - floor > 1e-9 and values["above_one"] == 0 and values["below_zero"] == 0:
+            values["relative"] = max(0.0, (values["value"] - floor) / (best - floor))
+    return values
+
+
+def _class_figures(results: Mapping[Key, Tensor], site: str, value: float, pair: Pair | None) -> dict[str, float]:
+    counts = results[site, "classes"].double()
+    share = counts / counts.sum().clamp(min=1)
+    entropy = float(-torch.xlogy(share, share).sum())
+    tries = _get(results, site, "tries")
+    found: dict[str, Any] = {
+        "samples": _get(results, site, "rows"),
+        "classes": float((counts > 0).sum()),
+        "largest_class": float(share.max()),
+        "label_entropy": entropy,
+    }
+    if tries:
+        found["accuracy"] = _get(results, site, "hits") / tries
+    if entropy > 0:
+        if pair is not None and not pair.weighted and value >= 0:
+            found["relative"] = value / entropy
+        elif tries:
+            found["relative"] = (1 - found["accuracy"]) / (1 - found["largest_class"])
+    return found

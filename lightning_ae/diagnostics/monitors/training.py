@@ -1,0 +1,210 @@
+"""What trains: which parameters an optimizer holds, which get a gradient, and which have moved."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from lightning_ae.diagnostics.monitors.base import Monitor
+from lightning_ae.diagnostics.watch.site import clean_name
+
+
+class Held(NamedTuple):
+    """An optimizer's settings for a group of parameters.
+
+    Attributes:
+        kind: name of the optimizer's class.
+        lr: learning rate, the largest that was seen.
+        momentum: of SGD; 0 for others.
+        weight_decay: as given.
+        decoupled: whether the decay acts on the weights themselves, as in AdamW.
+        adaptive: whether steps are normalised by the size of the gradient, as in Adam.
+    """
+
+    kind: str
+    lr: float
+    momentum: float
+    weight_decay: float
+    decoupled: bool
+    adaptive: bool
+
+    @property
+    def shrinkage(self) -> float:
+        """Share of a weight that the decay takes away in a step, about.
+
+        ``lr · decay`` where it is decoupled; for SGD ``lr · decay / (1 − momentum)``; beside a gradient that Adam
+        normalises an L2 term acts by its size among the gradients, which are about 1.
+        """
+        if self.decoupled:
+            return self.lr * self.weight_decay
+        if self.adaptive:
+            return min(1.0, self.lr * 30) * self.weight_decay
+        return self.lr * self.weight_decay / max(1e-3, 1 - self.momentum)
+
+
+class TrainingMonitor(Monitor):
+    """Looks at parameters from outside: nothing is logged, it is evidence for a report.
+
+    Args:
+        every_n_steps: look at every so many optimizer steps.
+        horizon: as in :class:`Monitor`.
+
+    Raises:
+        ValueError: if a number is not positive.
+    """
+
+    prefix = "training"
+
+    def __init__(self, every_n_steps: int = 25, horizon: int = 500) -> None:
+        super().__init__(every_n_steps, horizon)
+        self._start()
+
+    def _start(self) -> None:
+        #: names of parameters
+        self.held: set[str] = set()
+        self.frozen: set[str] = set()
+        self.without_gradient: dict[str, int] = {}
+        self.steps_of: dict[str, int] = {}
+        self.ran: set[str] = set()
+        self.resting: set[str] = set()
+        self.settings: list[Held] = []
+        self.unchanged: set[str] = set()
+        self.sizes: dict[str, int] = {}
+        self.total_steps = 0
+        self.batches_per_epoch = 0
+        self.accumulated = 1
+        self.clips = False
+        self._before: dict[str, Tensor] = {}
+        self._leftover: list[Tensor] = []
+        self._fresh = True
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Join the probe of this Trainer, with nothing known."""
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit":
+            self._start()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Remember the weights by their norms, and who holds them."""
+        super().on_train_start(trainer, pl_module)
+        self.held |= {id_name for _, id_name in self._in_optimizers(trainer, pl_module)}
+        self.clips = trainer.gradient_clip_val is not None
+        self.accumulated = trainer.accumulate_grad_batches
+        named = dict(pl_module.named_parameters())
+        self.sizes = {clean_name(name): p.numel() for name, p in named.items()}
+        self.frozen = {clean_name(name) for name, p in named.items() if not p.requires_grad}
+        self._before = _marks(pl_module)
+
+    def _in_optimizers(self, trainer: L.Trainer, module: nn.Module) -> list[tuple[int, str]]:
+        names = {id(p): clean_name(name) for name, p in module.named_parameters()}
+        given = [p for o in trainer.optimizers for group in o.param_groups for p in group["params"]]
+        return [(id(p), names[id(p)]) for p in given if id(p) in names]
+
+    def on_module(self, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        """Note who works, and who rests in evaluation mode."""
+        if module._parameters:
+            self.ran.add(name)
+            if not module.training:
+                self.resting.add(name)
+
+    def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
+        """Look for gradients that are there before the first backward pass of a step: ``zero_grad`` was forgotten."""
+        if self._probe is None or not self._probe.looks_at(self) or not self._fresh:
+            return
+        left = [p.grad for p in pl_module.parameters() if p.grad is not None and not p.grad.is_sparse]
+        if pl_module.automatic_optimization:
+            self._fresh = False  # what accumulates later in the window is wanted
+        norm = torch.stack([g.float().abs().max() for g in left]).max() if left else torch.zeros((), device=loss.device)
+        self._leftover.append(norm)
+
+    def on_step(self, trainer: L.Trainer | None, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Note the optimizer's settings, and which of its parameters have no gradient."""
+        names = {id(p): clean_name(name) for name, p in module.named_parameters()}
+        for group in optimizer.param_groups:
+            self._note(optimizer, group)
+            for p in group["params"]:
+                name = names.get(id(p))
+                if name is not None:
+                    self.held.add(name)
+                    self.steps_of[name] = self.steps_of.get(name, 0) + 1
+                    if p.grad is None:
+                        self.without_gradient[name] = self.without_gradient.get(name, 0) + 1
+
+    def _note(self, optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> None:
+        lr, decay = group.get("lr", 0.0), group.get("weight_decay", 0.0)
+        momentum = group.get("momentum", 0.0)
+        lr, decay, momentum = (float(v) if isinstance(v, (int, float)) else math.nan for v in (lr, decay, momentum))
+        kind = type(optimizer).__name__
+        decoupled = bool(group.get("decoupled_weight_decay", isinstance(optimizer, torch.optim.AdamW)))
+        adaptive = "betas" in group or kind in ("RMSprop", "Adagrad", "Adadelta", "Rprop")
+        found = Held(kind, lr, momentum if kind != "RMSprop" else 0.0, decay, decoupled, adaptive)
+        same = [i for i, h in enumerate(self.settings) if h[:1] + h[2:] == found[:1] + found[2:]]
+        if not same:
+            self.settings.append(found)
+        elif found.lr > self.settings[same[0]].lr:
+            self.settings[same[0]] = found
+
+    def on_batch(self, trainer: L.Trainer | None, module: nn.Module, outputs: Any, batch: Any) -> None:
+        """Add what was left of gradients."""
+        left, self._leftover, self._fresh = self._leftover, [], True
+        if left:
+            # of several backward passes of a batch one at least begins anew, if gradients are zeroed at all
+            least = torch.stack([value.to(left[0].device) for value in left]).min()
+            self.counters.add("leftover", "looks", 1)
+            self.counters.add("leftover", "found", least.gt(0))
+        if trainer is not None:
+            self.total_steps = trainer.global_step
+            batches = trainer.num_training_batches
+            self.batches_per_epoch = int(batches) if math.isfinite(batches) else 0
+            self._fresh = not trainer.fit_loop._should_accumulate()
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """See which parameters are as they were."""
+        self.compare(trainer, pl_module)
+        super().on_train_end(trainer, pl_module)
+
+    def compare(self, trainer: L.Trainer, module: nn.Module) -> None:
+        """See which parameters are as they were when the fit began."""
+        self.total_steps = trainer.global_step
+        now = _marks(module)
+        same = [name for name, value in self._before.items() if name in now and now[name].shape == value.shape]
+        if same:
+            equal = torch.stack([(self._before[n] == now[n].to(self._before[n].device)).all().cpu() for n in same])
+            self.unchanged = {name for name, flag in zip(same, equal.tolist(), strict=True) if flag}
+
+    def scalars(self) -> dict[str, float]:
+        """Nothing is logged."""
+        return {}
+
+    def piles_up(self) -> bool:
+        """Whether gradients of the step before were there in every step looked at."""
+        results = self.results()
+        looks = int(results.get(("leftover", "looks"), torch.tensor(0)))
+        # before the very first step there is nothing that could be left
+        return looks >= 4 and int(results["leftover", "found"]) >= max(3, 0.9 * (looks - 1))
+
+    @property
+    def shrinkage(self) -> tuple[float, float]:
+        """Of the setting whose decay takes most of a weight in a step: that share, and the decay as given."""
+        found = [(h.shrinkage, h.weight_decay) for h in self.settings if h.shrinkage == h.shrinkage]
+        return max(found, default=(0.0, 0.0))
+
+    @property
+    def lr(self) -> float:
+        """The largest learning rate."""
+        return max((h.lr for h in self.settings if h.lr == h.lr), default=math.nan)
+
+
+def _marks(module: nn.Module) -> dict[str, Tensor]:
+    """Two numbers for each parameter that change when it does; of sharded ones none."""
+    found = {}
+    with torch.no_grad():
+        for name, p in module.named_parameters():
+            if not hasattr(p, "to_local") and p.numel() and p.is_floating_point() and p.device.type != "meta":
+                flat = p.detach().reshape(-1).float()
+                found[clean_name(name)] = torch.stack([flat.sum(), flat.square().sum()])
+    return found
