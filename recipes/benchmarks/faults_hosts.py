@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
-SHORT, LONG = 150, 500
+SHORT, LONG = 150, 400
 
 
 @dataclasses.dataclass(frozen=True)
