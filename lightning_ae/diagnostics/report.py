@@ -51,8 +51,8 @@ class Report:
         """What to say if there are no findings."""
         if self.compared == {}:
             return (
-                "Nothing was found to be wrong, but no loss was heard to compare a prediction with a target, so whether "
-                "the model learns is not known. Use a loss of torch.nn.functional, or name the output."
+                "Nothing was found to be wrong, but no loss was heard to compare a prediction with a target, so "
+                "whether the model learns is not known. Use a loss of torch.nn.functional, or name the output."
             )
         return "Nothing was found to be wrong."
 
@@ -103,6 +103,20 @@ class Report:
         return "\n".join(lines)
 
 
+#: Figures of the output that causes read and that tell a person nothing.
+_INNER = {
+    "beyond",
+    "far",
+    "binary",
+    "below_zero",
+    "above_one",
+    "one_in_a_row",
+    "several_in_a_row",
+    "columns",
+    "x_variance",
+}
+
+
 def _number(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
 
@@ -125,7 +139,7 @@ def make_report(evidence: Evidence) -> Report:
             sites[name] = row | {"n": samples[name]}
     norms, updates = saturation.gradient_norm(), saturation.update_ratio()
     layers = {name: {"gradient norm": norms[name], "update ratio": updates.get(name, float("nan"))} for name in norms}
-    output = evidence.output.figures()
+    output = {name: value for name, value in evidence.output.figures().items() if name not in _INNER}
     if saturation.output_ratio() == saturation.output_ratio():
         output |= {"output_ratio": saturation.output_ratio(), "starved_fraction": saturation.starved_fraction()}
     return Report(

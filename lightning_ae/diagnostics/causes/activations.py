@@ -103,7 +103,7 @@ def _milder(e: Evidence, severity: Severity) -> Severity:
     """Units that died cost little where all was learnt without them."""
     if e.relative < 0.15:
         return "info"
-    return "warning" if e.relative < 0.4 and severity == "error" else severity
+    return {"error": "warning", "warning": "info", "info": "info"}[severity] if e.relative < 0.5 else severity  # type: ignore[return-value]
 
 
 @cause(Stage.ACTIVATIONS, _LU, follows=True)

@@ -200,9 +200,14 @@ class Evidence:
         return "data" if self.reconstructs else "targets"
 
     @property
-    def relative(self) -> float:
-        """Loss over that of the best constant, in the later part of the run; NaN if nothing was heard."""
+    def trained(self) -> float:
+        """Loss over that of the best constant, in training, later in the run; NaN if nothing was heard."""
         return self.out.get("relative", math.nan)
+
+    @property
+    def relative(self) -> float:
+        """The lesser of :attr:`trained` and :meth:`validated`: what dropout hides is learnt all the same."""
+        return min((v for v in (self.trained, self.validated()) if v == v), default=math.nan)
 
     def unlearnt(self, above: float = 0.9) -> bool:
         """Whether more than this share of what a constant leaves is left; False if it is not known."""

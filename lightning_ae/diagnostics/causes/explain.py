@@ -7,6 +7,8 @@ from lightning_ae.diagnostics.causes.base import CAUSES, Evidence, Finding, run
 _ORDER = {"error": 0, "warning": 1, "info": 2}
 #: Causes that are looked for only where nothing else is seriously wrong: they are what is left of a healthy run.
 LAST = ("learning_rate_low", "too_short")
+#: What is seen of a network that has hardly moved.
+_OF_TOO_FEW_STEPS = ("constant_output", "constant_latents")
 
 
 def find(evidence: Evidence) -> list[Finding]:
@@ -22,7 +24,7 @@ def find(evidence: Evidence) -> list[Finding]:
         Findings; none if nothing is wrong.
     """
     found = [f for name, declared in CAUSES.items() if name not in LAST for f in run(evidence, declared)]
-    if not any(f.severity == "error" for f in found):
+    if all(f.cause in _OF_TOO_FEW_STEPS for f in found if f.severity == "error"):
         found += [f for name in LAST for f in run(evidence, CAUSES[name])]
     found.sort(key=lambda f: (_ORDER[f.severity], CAUSES[f.cause].stage))
     kept: list[Finding] = []
@@ -47,8 +49,10 @@ def _above(kept: list[Finding], finding: Finding) -> int | None:
             and earlier.change[0] == finding.change[0]
             and earlier.change[1] != finding.change[1]
         )
-        serious = earlier.severity == "error" or (earlier.severity == finding.severity == "warning")
-        root = not CAUSES[earlier.cause].follows or CAUSES[earlier.cause].stage < declared.stage
+        is_root = not CAUSES[earlier.cause].follows
+        serious = earlier.severity == "error" or (is_root and earlier.severity == finding.severity == "warning")
+        before = CAUSES[earlier.cause].stage
+        root = before <= declared.stage if is_root else before < declared.stage
         if opposite or (declared.follows and serious and root and earlier.cause != finding.cause):
             return number
     return None

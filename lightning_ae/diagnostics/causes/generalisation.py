@@ -51,7 +51,7 @@ def train_eval_mismatch(e: Evidence) -> Iterator[Look]:
     """Batch statistics are far from the running ones, and the loss in evaluation mode is twice that in training."""
     norms = [name for name, module in e.model.named_modules() if isinstance(module, _BatchNorm)]
     theirs = e.validated()
-    if not norms or e.validation is None or theirs != theirs or e.relative != e.relative:
+    if not norms or e.validation is None or theirs != theirs or e.trained != e.trained:
         return
     results = e.output.late_results()
     worst, where, positions = 0.0, "", 0.0
@@ -61,14 +61,14 @@ def train_eval_mismatch(e: Evidence) -> Iterator[Look]:
             far = max(float(results[site, "off"]), float(results[site, "stretch"])) / max(looks, 1)
             if looks and far > worst:
                 worst, where, positions = far, site.removeprefix("norm/"), float(results[site, "positions"]) / looks
-    if theirs > 1.5 * e.relative + 0.05 and worst > 0.3:
+    if theirs > 1.5 * e.trained + 0.05 and worst > 0.3:
         small = positions <= 16
         yield Look(
-            "error" if theirs > 0.8 or theirs > 3 * e.relative else "warning",
+            "error" if theirs > 0.8 or theirs > 3 * e.trained else "warning",
             where,
             "running_statistics",
             worst,
-            f"In evaluation mode {theirs:.0%} of what a constant leaves is left, in training {e.relative:.0%}; the "
+            f"In evaluation mode {theirs:.0%} of what a constant leaves is left, in training {e.trained:.0%}; the "
             f"running statistics of {where} are not those of the batches"
             + (f", which have {positions:.0f} rows each." if small else "."),
             (
@@ -92,7 +92,7 @@ def overfitting(e: Evidence) -> Iterator[Look]:
         at, best = min(finite, key=lambda row: row[1])
         now = sum(value for _, value in finite[-2:]) / 2
         theirs = e.validated()
-        gap = theirs / e.relative if e.relative > 0 and theirs == theirs else now / max(_training_loss(e), 1e-12)
+        gap = theirs / e.trained if e.trained > 0 and theirs == theirs else now / max(_training_loss(e), 1e-12)
         if best > 0 and at < 0.7 * finite[-1][0] and now > 1.2 * best and gap > 1.5:
             yield Look(
                 "warning",
@@ -106,13 +106,13 @@ def overfitting(e: Evidence) -> Iterator[Look]:
             )
             return
     theirs = e.validated()
-    if theirs == theirs and e.relative < 0.2 and theirs > 0.6 and theirs > 5 * e.relative and _settled(e):
+    if theirs == theirs and e.trained < 0.2 and theirs > 0.6 and theirs > 5 * e.trained and _settled(e):
         yield Look(
             "warning",
             "validation",
             "gap",
             theirs,
-            f"On validation data {theirs:.0%} of what a constant leaves is left, on training data {e.relative:.0%}.",
+            f"On validation data {theirs:.0%} of what a constant leaves is left, on training data {e.trained:.0%}.",
             "The model learns the training set by heart: use more data or augmentation, weight decay, dropout, or a "
             "smaller network.",
         )

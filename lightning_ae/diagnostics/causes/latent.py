@@ -125,7 +125,7 @@ def constant_latents(e: Evidence) -> Iterator[Look]:
         )
 
 
-@cause(Stage.LATENT, "a latent that gets no gradient is not read", follows=True)
+@cause(Stage.LATENT, "a latent that gets no gradient is not read")
 def unread_latents(e: Evidence) -> Iterator[Look]:
     """Latents vary, and the loss gives them less than a millionth of the largest gradient."""
     if e.latent is None or not e.code.get("samples", 0) > 1:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from lightning_ae.diagnostics.causes.base import Evidence, Look, Stage, cause
 
 
-@cause(Stage.OUTPUT, "Lu et al. 2019, https://arxiv.org/abs/1903.06733", follows=True)
+@cause(Stage.PAIRING, "Lu et al. 2019, https://arxiv.org/abs/1903.06733", follows=True)
 def stuck_outputs(e: Evidence) -> Iterator[Look]:
     """Numbers of the output are at the low end of its range in every example, though the targets vary there."""
     stuck = e.output.stuck_outputs()

@@ -162,8 +162,8 @@ def squared_error_sigmoid(e: Evidence) -> Iterator[Look]:
             starved,
             f"{starved:.0%} of the outputs that are wrong get less than 1 % of their error as gradient (on average "
             f"{ratio:.2g} of it).",
-            f"Squared error through a {e.output.activation} is flat where it is confidently wrong. Use {instead}, whose "
-            "gradient at the pre-activation is x̂ − x.",
+            f"Squared error through a {e.output.activation} is flat where it is confidently wrong. Use {instead}, "
+            "whose gradient at the pre-activation is x̂ − x.",
         )
 
 

@@ -35,7 +35,7 @@ def vanishing_gradient(e: Evidence) -> Iterator[Look]:
         for s, t in transmission.items()
         if e.dead.sites[s].activation in SQUASHING and t < 0.3 and not e.is_gate(s)
     }
-    if not early or ratio >= 1e-3 or e.relative < 0.5:
+    if not early or ratio >= (1e-2 if e.unlearnt() and len(closing) >= 2 else 1e-3) or e.relative < 0.5:
         return
     if len(closing) >= 2:
         first = min(closing, key=lambda site: closing[site])
@@ -74,7 +74,7 @@ def vanishing_gradient(e: Evidence) -> Iterator[Look]:
 
 @cause(Stage.SCALE, "Pascanu, Mikolov & Bengio 2013, https://arxiv.org/abs/1211.5063")
 def exploding_gradient(e: Evidence) -> Iterator[Look]:
-    """In a recurrent network the gradient is at some step 100 times its median, or above 1,000, and little is learnt."""
+    """In a recurrent network the gradient is once 100 times its median, or above 1,000, and little is learnt."""
     recurrent = any(isinstance(m, (nn.RNNBase, nn.RNNCellBase)) for m in e.model.modules())
     norms = [v for v in e.whole_saturation.curve.read("gradient_norm")[1] if math.isfinite(v)]
     if not recurrent or len(norms) < 3:

@@ -75,6 +75,8 @@ def learning_rate_high(e: Evidence) -> Iterator[Look]:
             )
             return
     update = e.update
+    if e.training is not None and e.training.shrinkage[0] > max(3e-3, 0.3 * update):
+        return  # it is the decay that moves them
     fell = _fallen_gradients(e)
     if fell is not None and e.unlearnt() and update == update:
         yield Look(
@@ -147,7 +149,7 @@ def oscillation(e: Evidence) -> Iterator[Look]:
     """In the later half the loss swings by more than 30 % of its mean from look to look, and does not fall."""
     _, values = e.progress
     late = [v for v in values[len(values) // 2 :] if math.isfinite(v)]
-    if len(late) < 8 or not e.relative > 0.3 or not e.update > 5e-3:
+    if len(late) < 8 or not e.unlearnt(0.5) or not e.update > 5e-3:
         return
     third = len(late) // 3
     gain = mean(late[:third]) - mean(late[-third:])

@@ -62,7 +62,7 @@ def _elsewhere(e: Evidence) -> Iterator[Look]:
         return
     results = e.output.late_results()
     calls, total = float(results.get((e.main, "raws"), 0)), e.out.get("loss", 0.0)
-    first_steps, first_losses = e.curve("loss")
+    _, first_losses = e.curve("loss")
     if not calls or not total > 0:
         return
     raw = float(results[e.main, "raw"]) / calls

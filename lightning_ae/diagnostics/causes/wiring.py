@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from lightning_ae.diagnostics.causes.base import Evidence, Look, Stage, cause
+from lightning_ae.diagnostics.causes.base import Evidence, Look, Severity, Stage, cause
 
 
 @cause(Stage.WIRING, "torch.optim.Optimizer.zero_grad")
@@ -32,7 +32,7 @@ def no_gradient(e: Evidence) -> Iterator[Look]:
     none = t is not None and bool(t.steps_of) and all(t.without_gradient.get(n, 0) >= k for n, k in t.steps_of.items())
     zero = bool(norms) and not any(norms.values())
     perfect = e.relative < 1e-3 or (e.out.get("loss", 1.0) == 0)
-    if (none or zero) and not perfect:
+    if (none or zero) and not perfect and not len(e.output.stuck_outputs()):
         fallen = any(e.whole_saturation.gradient_norm().values())
         yield Look(
             "error",
@@ -102,9 +102,16 @@ def not_trained(e: Evidence) -> Iterator[Look]:
             names_of[0],
             why,
             share,
-            f"The weights of {shown} ({share:.0%} of all) {words[why][0]}, though these layers work in the forward pass.",
+            f"The weights of {shown} ({share:.0%} of all) {words[why][0]}, though these layers work in the forward "
+            "pass.",
             f"They stay as they were drawn: {words[why][1]}.",
         )
+
+
+def _how_bad(e: Evidence, why: str, whole: bool, learnt: bool) -> Severity:
+    if learnt:
+        return "info"
+    return "error" if e.unlearnt(0.25) or whole or why in ("forgotten", "detached") else "warning"
 
 
 @cause(Stage.WIRING, "a product of matrices is a matrix; Stack Overflow 55328966 and 59325381 in DeepFD's benchmark")
@@ -144,7 +151,7 @@ def narrow_code(e: Evidence) -> Iterator[Look]:
     if not e.reconstructs or e.out.get("columns", 0) <= 8 or not e.unlearnt(0.3) or e.relative > 0.95:
         return
     narrow = _narrowest(e)
-    if narrow is not None and narrow[1] <= 2 and not e.code.get("dead_fraction") == 1.0:
+    if narrow is not None and narrow[1] <= 2 and e.code.get("dead_fraction") != 1.0:
         yield Look(
             "warning",
             narrow[0],

@@ -188,7 +188,8 @@ class OutputMonitor(Monitor):
             self.counters.add(f"entry/{name}", "x_square", off + wide.square() * len(rows), torch.float64)
 
     def _add_norm(self, name: str, module: _BatchNorm, x: Tensor) -> None:
-        assert module.running_mean is not None and module.running_var is not None
+        assert module.running_mean is not None
+        assert module.running_var is not None
         rows = full_precision(x).movedim(1, -1).flatten(0, -2)
         deviation, mean = torch.var_mean(rows, 0, correction=0)
         scale = deviation + module.eps

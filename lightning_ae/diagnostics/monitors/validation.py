@@ -51,6 +51,7 @@ class ValidationMonitor(L.Callback):
         self.close()
         if batch_idx or dataloader_idx or trainer.sanity_checking or trainer.state.fn != "fit":
             return
+        self.seen.counters.clear()  # what was seen earlier is of another model
         self._watch.exclude = ("penalties",) if isinstance(pl_module, Autoencoder) else ()
         self._eager = Eager()
         self._open = self._watch.open(pl_module, [_Pairs(self.seen)], None, batch)
@@ -69,8 +70,6 @@ class ValidationMonitor(L.Callback):
             return
         self.close()
         x = first_tensor(batch)
-        # what was seen earlier is of another model
-        self.seen.counters.clear()
         with torch.no_grad():
             self.seen.counters.add("", "samples", 1 if x is None or x.ndim == 0 else len(x))
             self.seen.on_batch(None, pl_module, outputs, batch)
