@@ -11,26 +11,19 @@ from typing import Any, NamedTuple
 import lightning as L
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
 
-from lightning_ae.diagnostics.monitors.base import Monitor
 from lightning_ae.diagnostics.monitors.pairs import RANGES, Pair, add_numbers, add_pair, figures, variance
+from lightning_ae.diagnostics.monitors.structure import StructureMonitor
 from lightning_ae.diagnostics.watch import Event, Site
 from lightning_ae.diagnostics.watch.batch import first_tensor
 from lightning_ae.diagnostics.watch.comparisons import Comparison
 from lightning_ae.diagnostics.watch.counters import Key
 from lightning_ae.diagnostics.watch.flow import same_numbers
-from lightning_ae.diagnostics.watch.lineage import Made
-from lightning_ae.diagnostics.watch.patterns import Pattern
 from lightning_ae.losses.base import full_precision
-from lightning_ae.metrics.latents import kl_per_dimension
 from lightning_ae.models import Autoencoder
 
-#: Comparisons of a step, and modules that read the data, that are followed.
-MOST_PAIRS, MOST_ENTRIES = 6, 4
-_NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
-_MAPS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+#: Comparisons of a step that are followed.
+MOST_PAIRS = 6
 
 
 class Moment(NamedTuple):
@@ -42,7 +35,7 @@ class Moment(NamedTuple):
     spread: float
 
 
-class OutputMonitor(Monitor):
+class OutputMonitor(StructureMonitor):
     r"""Compares predictions with targets, number by number, and keeps the terms of the loss.
 
     ``fvu`` is :math:`\sum\|x - \hat x\|^2 / \sum\|x - \bar x\|^2` (1 for a constant output), ``spread`` the variance of
@@ -67,28 +60,19 @@ class OutputMonitor(Monitor):
     def __init__(self, output: str | None = None, every_n_steps: int = 25, horizon: int = 500) -> None:
         super().__init__(every_n_steps, horizon)
         self.output = output
-        self._start()
 
     def _start(self) -> None:
+        super()._start()
         self.history: list[Moment] = []
         #: what was heard to be compared, by the name of the loss
         self.pairs: dict[str, Pair] = {}
-        #: modules that have read the data: whether they are normalisations
-        self.entries: dict[str, bool] = {}
         #: activation applied to the output of another, with nothing in between: names of the sites
         self.twice: dict[str, str] = {}
-        #: a layer on the output of a layer with nothing between them that is not linear: inner, smaller outer width
-        self.linear: dict[str, tuple[str, int, int]] = {}
-        #: share that a dropout drops, and the length of what it acts on
-        self.dropouts: dict[str, tuple[float, int]] = {}
-        #: modules in which data are joined to what is computed from them
-        self.skips: set[str] = set()
         #: the activation that gives the prediction, if one does
         self.site: str | None = None
         self.batch_size = 0
         self._named: tuple[float, float] = (-math.inf, math.inf)
         self._weights: dict[str, float | Tensor] = {}
-        self._step = 0
         self._forget()
 
     def _forget(self) -> None:
@@ -119,10 +103,7 @@ class OutputMonitor(Monitor):
 
     def on_module(self, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         """Keep the reconstruction that was named; compare batch statistics with running ones."""
-        if isinstance(module, _DropoutNd) and module.training and inputs:
-            self.dropouts[name] = (module.p, int(inputs[0].shape[-1]))
-        if isinstance(module, _BatchNorm) and module.training and module.running_mean is not None and inputs:
-            self._add_norm(name, module, inputs[0])
+        super().on_module(name, module, inputs, output)
         if name == self.output and isinstance(output, Tensor) and output.is_floating_point():
             self._x_hat = output.detach()
 
@@ -130,76 +111,6 @@ class OutputMonitor(Monitor):
         """Keep what is compared."""
         if len(self._heard) < MOST_PAIRS:
             self._heard.append(comparison)
-
-    def on_pattern(self, pattern: Pattern) -> None:
-        """Note how the model is wired."""
-        if pattern.kind == "skip":
-            self.skips.add(pattern.frame)
-        elif pattern.kind == "posterior":
-            self._add_posterior(*pattern.tensors)
-        else:
-            self._note_stack(*pattern.layers)
-
-    def _note_stack(self, inner: Made, outer: Made) -> None:
-        a, b = inner.weight, outer.weight
-        if a is None or b is None or inner.groups > 1 or outer.groups > 1 or inner.frame == outer.frame:
-            return
-        width = inner.tensor.shape[1] if a.ndim > 2 else inner.tensor.shape[-1]
-        before = inner.source.shape[1] if a.ndim > 2 else inner.source.shape[-1]
-        after = outer.tensor.shape[1] if b.ndim > 2 else outer.tensor.shape[-1]
-        if width >= min(before, after):  # one that is narrower is so on purpose
-            self.linear[outer.frame] = (inner.frame, int(width), int(min(before, after)))
-
-    def _add_posterior(self, mean: Tensor, log_variance: Tensor) -> None:
-        mean, log_variance = (full_precision(t).flatten(1) for t in (mean, log_variance))
-        add = self.counters.add
-        add(
-            "posterior",
-            "kl",
-            (kl_per_dimension(mean, log_variance) * len(mean)).nan_to_num(0.0, 0.0, 0.0),
-            torch.float64,
-        )
-        add("posterior", "rows", len(mean))
-        self.curve.add("log_variance", self._step, log_variance.abs().max())
-
-    def posterior(self, results: Mapping[Key, Tensor]) -> Tensor | None:
-        """KL divergence of each dimension of a Gaussian code that was recognised, nats; None if there was none."""
-        rows = float(results.get(("posterior", "rows"), 0.0))
-        return results["posterior", "kl"] / rows if rows else None
-
-    def largest_log_variance(self) -> float:
-        """Of such a code, over the whole run; 0 if there was none."""
-        values = self.curve.read("log_variance")[1]
-        return max((v if v == v else math.inf for v in values), default=0.0)
-
-    def on_entry(self, name: str, module: nn.Module, x: Tensor) -> None:
-        """Add what a module with weights reads of the data."""
-        if name not in self.entries and len(self.entries) >= MOST_ENTRIES:
-            return
-        self.entries[name] = isinstance(module, _NORMS)
-        if not self.entries[name] and x.ndim > 1 and x.numel():
-            dim = 1 if isinstance(module, _MAPS) else x.ndim - 1
-            rows = full_precision(x).movedim(dim, -1).flatten(0, -2)
-            mean = rows.mean(0)
-            off = (rows - mean).square().sum(0)
-            wide = mean if mean.device.type == "mps" else mean.double()
-            self.counters.add(f"entry/{name}", "rows", len(rows))
-            self.counters.add(f"entry/{name}", "x", wide * len(rows), torch.float64)
-            self.counters.add(f"entry/{name}", "x_square", off + wide.square() * len(rows), torch.float64)
-
-    def _add_norm(self, name: str, module: _BatchNorm, x: Tensor) -> None:
-        assert module.running_mean is not None
-        assert module.running_var is not None
-        rows = full_precision(x).movedim(1, -1).flatten(0, -2)
-        deviation, mean = torch.var_mean(rows, 0, correction=0)
-        scale = deviation + module.eps
-        off = (mean - module.running_mean).square() / (module.running_var + module.eps)
-        stretch = (scale / (module.running_var + module.eps)).log().abs()
-        add = self.counters.add
-        add(f"norm/{name}", "off", off.mean().nan_to_num(0.0, 0.0, 0.0), torch.float64)
-        add(f"norm/{name}", "stretch", stretch.mean().nan_to_num(0.0, 0.0, 0.0), torch.float64)
-        add(f"norm/{name}", "looks", 1)
-        add(f"norm/{name}", "positions", len(rows))
 
     # -- adding -----------------------------------------------------------------------------------------------
 
@@ -293,7 +204,6 @@ class OutputMonitor(Monitor):
             **super().state_dict(),
             "history": [list(moment) for moment in self.history],
             "pairs": {name: asdict(pair) for name, pair in self.pairs.items()},
-            "entries": dict(self.entries),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -301,7 +211,6 @@ class OutputMonitor(Monitor):
         super().load_state_dict(state_dict)
         self.history = [Moment(*row) for row in state_dict["history"]]
         self.pairs = {name: Pair(**row) for name, row in state_dict.get("pairs", {}).items()}
-        self.entries = dict(state_dict.get("entries", {}))
 
     # -- reading ----------------------------------------------------------------------------------------------
 
