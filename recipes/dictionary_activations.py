@@ -112,7 +112,9 @@ def measure(
         fvu.update(x_hat := model.decode(z), x)
         shrinkage.update(x_hat, x)
     frequency = density.compute()
-    numbers = {"fvu": fvu.compute().item(), "l0": frequency.sum().item(), "dead": dead_fraction(frequency).item()}
+    # from the counts: a sum of rounded frequencies may exceed the most latents that any place has
+    l0 = int(density.fired.sum()) / int(density.count)
+    numbers = {"fvu": fvu.compute().item(), "l0": l0, "dead": dead_fraction(frequency).item()}
     numbers |= {name: value.item() for name, value in shrinkage.compute().items()}
     numbers["overlap"] = decoder_overlap(model.decoder.weight).median().item()
 

@@ -31,6 +31,16 @@ def seed() -> None:
     L.seed_everything(0, verbose=False)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def compiled_here(tmp_path_factory) -> None:
+    """Nothing compiled before, or by another worker, is used.
+
+    torch 2.14 keeps generated code by the graph and not by ATEN_CPU_CAPABILITY: that for AVX-512, found by a run
+    without it, does not compile.
+    """
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(tmp_path_factory.mktemp("inductor"))
+
+
 @pytest.fixture
 def make_trainer(tmp_path) -> Callable[..., L.Trainer]:
     """A quiet Trainer on the CPU that writes nowhere but to ``tmp_path``."""

@@ -54,6 +54,7 @@ class FiniteScalarQuantizerCode(QuantizedCode):
     """
 
     _levels: Tensor
+    _unit: Tensor
 
     def __init__(self, levels: Sequence[int]) -> None:
         if not isinstance(levels, Iterable):
@@ -64,6 +65,8 @@ class FiniteScalarQuantizerCode(QuantizedCode):
         super().__init__(math.prod(levels), len(levels))
         self.levels = levels
         self.register_buffer("_levels", torch.tensor(levels), persistent=False)
+        #: 1 in the precision of the model
+        self.register_buffer("_unit", torch.tensor(1.0, dtype=torch.float32), persistent=False)
 
     def _bound(self, vectors: Tensor) -> Tensor:
         # not in the default dtype, which is bfloat16 while a Trainer of that precision runs
@@ -84,10 +87,11 @@ class FiniteScalarQuantizerCode(QuantizedCode):
         return (digits * self._basis()).sum(-1)
 
     def lookup(self, indices: Tensor) -> Tensor:
-        """The latent of indices ``(B, g, *spatial)``."""
+        """The latent of indices ``(B, g, *spatial)``, in the precision of the code, at least float32."""
         digits = self._checked(indices).unsqueeze(-1) // self._basis() % self._levels
         half = self._levels // 2
-        return self._merge((digits - half).to(torch.get_default_dtype()) / half)
+        # that of _split, so that the quotients are those of forward
+        return self._merge((digits - half).to(torch.promote_types(self._unit.dtype, torch.float32)) / half)
 
     def _basis(self) -> Tensor:
         return self._levels.cumprod(0) // self._levels

@@ -71,7 +71,7 @@ class L0Controller(nn.Module):
         self.register_buffer("weight", torch.tensor(float(weight)))
         self.register_buffer("error", torch.tensor(0.0))
         #: active latents and examples since the last step
-        self.register_buffer("seen", torch.zeros(2))
+        self.register_buffer("seen", torch.zeros(2, dtype=torch.int64))
 
     def current(self) -> Tensor:
         """The weight in use, without dimensions: not a buffer, as the objective's graph may outlive the next step."""
@@ -80,7 +80,8 @@ class L0Controller(nn.Module):
     @torch.no_grad()
     def observe(self, active: Tensor) -> None:
         """Keep a batch's active latents, ``(B,)``, for the next :meth:`step`."""
-        self.seen.add_(torch.stack([active.sum(), active.new_full((), len(active))]))
+        # whole numbers, as single precision has none beyond 2²⁴: a large batch of a dense code
+        self.seen.add_(torch.stack([active.sum(dtype=torch.int64), self.seen.new_full((), len(active))]))
 
     @torch.no_grad()
     def step(self, ranks: Ranks | None = None) -> None:
@@ -90,7 +91,8 @@ class L0Controller(nn.Module):
             ranks: the processes that train together; None if this is the only one.
         """
         active, examples = (self.seen if ranks is None else ranks.sum(self.seen)).unbind()
-        error = (active / examples / self.target).log().clamp(-1, 1)
+        # in single precision whatever the default is, bfloat16 while a Trainer of that precision runs
+        error = (active.float() / examples.float() / self.target).log().clamp(-1, 1)
         fresh = examples > 0
         self.weight.mul_(torch.where(fresh, (self.rate * error).exp(), 1.0)).clamp_(1e-12, 1e12)
         self.error.copy_(torch.where(fresh, 0.9 * self.error + 0.1 * error, self.error))
@@ -100,7 +102,8 @@ class L0Controller(nn.Module):
         # a model made bfloat16 would round each step of the weight away
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for tensor in self.buffers():
-            tensor.data = tensor.data.float()
+            if tensor.is_floating_point():
+                tensor.data = tensor.data.float()
         return self
 
 

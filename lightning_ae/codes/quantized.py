@@ -63,7 +63,8 @@ class QuantizedCode(Code):
         return wide.reshape(len(h), h.shape[1] // self.dim, self.dim, *h.shape[2:]).movedim(2, -1)
 
     def _merge(self, vectors: Tensor) -> Tensor:
-        return vectors.movedim(-1, 2).flatten(1, 2)
+        # one layout whatever the vectors come from: a decoder's kernels round differently for another one
+        return vectors.movedim(-1, 2).flatten(1, 2).contiguous()
 
     def _checked(self, indices: Tensor) -> Tensor:
         if indices.is_floating_point() or indices.is_complex() or indices.ndim < 2:

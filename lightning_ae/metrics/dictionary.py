@@ -19,13 +19,14 @@ class FeatureDensity(Metric):
     r"""How often each latent is on: :math:`f_i = \frac1N \#\{b : z_{bi} \ne 0\}`, over all examples.
 
     From it come, by the functions of the same names on what it gives, :func:`log10_density` and
-    :func:`dead_fraction`; :math:`\sum_i f_i` is the mean L0.
+    :func:`dead_fraction`. The mean L0 is ``fired.sum() / count``; :math:`\sum_i f_i` is that up to rounding.
 
     Args:
         num_latents: ``n``.
 
     Shapes:
-        updates with a code ``(B, n)``, dense or sparse; the result is ``(n,)``, from 0 to 1, no unit.
+        updates with a code ``(B, n)``, dense or sparse; the result is ``(n,)``, from 0 to 1, no unit. ``fired``
+        ``(n,)`` and ``count`` ``()`` are int64, of this process.
 
     Raises:
         ValueError: if ``n`` is not positive, a code has another width, or there were no examples.
@@ -35,7 +36,7 @@ class FeatureDensity(Metric):
     Example:
         >>> density = FeatureDensity(3)
         >>> density.update(torch.tensor([[0.0, 2.0, 1.0], [0.0, 0.0, 3.0]]))
-        >>> density.compute(), density.compute().sum()  # the mean L0
+        >>> density.compute(), density.fired.sum() / density.count  # the mean L0
         (tensor([0.0000, 0.5000, 1.0000]), tensor(1.5000))
     """
 

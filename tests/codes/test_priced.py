@@ -43,6 +43,23 @@ def test_the_law_is_the_documented_one():
     assert used == pytest.approx(by_hand((20, 9, 8, 3, 0, 200), 8, 0.5), rel=1e-5)
 
 
+def test_latents_are_counted_in_whole_numbers_also_where_single_precision_has_none():
+    controller = L0Controller(0.5, target=8)
+    for _ in range(3):
+        controller.observe(torch.tensor([2.0**24, 1.0]))
+    assert controller.seen.tolist() == [3 * (2**24 + 1), 6]
+    # and a checkpoint that has them in single precision is read
+    controller.load_state_dict(controller.state_dict() | {"seen": torch.tensor([40.0, 4.0])})
+    assert controller.bfloat16().seen.tolist() == [40, 4]
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        controller.step()
+    finally:
+        torch.set_default_dtype(before)
+    assert float(controller.current()) == pytest.approx(by_hand([10], 8, 0.5)[0], rel=1e-6)
+
+
 def test_the_weight_of_a_batch_stays_until_the_next():
     code = L1Code(0.5, "relu", target_l0=2).train()
     h = torch.ones(4, 6)

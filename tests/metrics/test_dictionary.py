@@ -54,6 +54,16 @@ def test_sparse_codes_count_like_dense_ones():
     assert stored.compute().sum().item() == pytest.approx((z > 0).sum(1).double().mean().item())
 
 
+def test_the_mean_l0_of_counts_is_exact_where_the_sum_of_frequencies_is_not():
+    # six of 1000 examples cannot be told in binary: no sum of such shares is sure to be 4
+    z = torch.stack([torch.randperm(64) < 4 for _ in range(1000)]).float()
+    metric = FeatureDensity(64)
+    for part in z.split(300):
+        metric.update(part)
+    assert int(metric.fired.sum()) / int(metric.count) == 4
+    assert metric.fired.tolist() == z.bool().numpy().sum(0).tolist()
+
+
 def test_density_is_reduced_over_ranks_by_sums():
     metric = FeatureDensity(2)
     assert {name: fn.__name__ for name, fn in metric._reductions.items()} == {
