@@ -33,8 +33,8 @@ class Stage(IntEnum):
     PAIRING = 2
     WIRING = 3
     SCALE = 4
-    STEPS = 5
-    TERMS = 6
+    TERMS = 5
+    STEPS = 6
     ACTIVATIONS = 7
     LATENT = 8
     OUTPUT = 9

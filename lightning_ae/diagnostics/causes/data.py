@@ -30,8 +30,10 @@ def nonfinite_data(e: Evidence) -> Iterator[Look]:
 
 @cause(Stage.DATA, "the variance of a constant is 0")
 def constant_data(e: Evidence) -> Iterator[Look]:
-    """The data of a reconstruction do not vary from example to example."""
-    if e.reconstructs and e.out.get("samples", 0) > 1 and e.out.get("x_variance", 1.0) == 0:
+    """The examples of a batch are all the same, in every batch looked at."""
+    varies = e.curve("varies")[1]
+    same = bool(varies) and not any(varies)
+    if same or (e.reconstructs and e.out.get("samples", 0) > 1 and e.out.get("x_variance", 1.0) == 0):
         yield Look(
             "error",
             "data",
@@ -67,7 +69,7 @@ def input_scale(e: Evidence) -> Iterator[Look]:
         if what:
             how = " (divide images by 255)" if 30 < rms < 255 else ""
             yield Look(
-                e.grade() if rms >= 1e-2 else e.grade("warning"),
+                e.grade(),
                 "data",
                 "scale",
                 rms,
@@ -103,7 +105,7 @@ def narrow_range(e: Evidence) -> Iterator[Look]:
         return
     if 0 < 6 * spread < 0.1 * reach and e.out["far"] < 1e-5:
         yield Look(
-            "warning",
+            "error" if e.unlearnt(0.7) else e.grade("warning"),
             "data",
             "range",
             6 * spread / reach,

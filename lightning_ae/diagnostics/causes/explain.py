@@ -24,9 +24,10 @@ def find(evidence: Evidence) -> list[Finding]:
         Findings; none if nothing is wrong.
     """
     found = [f for name, declared in CAUSES.items() if name not in LAST for f in run(evidence, declared)]
+    found = _without_weak(found)
     if all(f.cause in _OF_TOO_FEW_STEPS for f in found if f.severity == "error"):
         found += [f for name in LAST for f in run(evidence, CAUSES[name])]
-    found.sort(key=lambda f: (_ORDER[f.severity], CAUSES[f.cause].stage))
+    found.sort(key=lambda f: (_ORDER[f.severity], CAUSES[f.cause].stage, CAUSES[f.cause].follows))
     kept: list[Finding] = []
     for finding in found:
         above = _above(kept, finding)
@@ -37,6 +38,16 @@ def find(evidence: Evidence) -> list[Finding]:
                 symptoms=(*kept[above].symptoms, f"{finding.site}: {finding.evidence} ({finding.cause})")
             )
     return kept
+
+
+def _without_weak(found: list[Finding]) -> list[Finding]:
+    """Without what says no more than that a network has stood still, where another cause says why it has."""
+    strong = [f for f in found if f.severity == "error" and not CAUSES[f.cause].follows and not _is_weak(f)]
+    return [f for f in found if not _is_weak(f)] if strong else found
+
+
+def _is_weak(finding: Finding) -> bool:
+    return finding.cause == "learning_rate_high" and finding.measure in ("gradient_norm", "update_ratio")
 
 
 def _above(kept: list[Finding], finding: Finding) -> int | None:

@@ -39,7 +39,7 @@ def posterior_collapse(e: Evidence) -> Iterator[Look]:
         )
 
 
-@cause(Stage.LATENT, "Kingma & Welling 2014: exp of a log-variance without a bound")
+@cause(Stage.SCALE, "Kingma & Welling 2014: exp of a log-variance without a bound")
 def log_variance_explodes(e: Evidence) -> Iterator[Look]:
     """The log-variance of a Gaussian code goes beyond 20, or the KL beyond 10⁴ nats for each latent."""
     largest = e.output.largest_log_variance()
@@ -133,7 +133,7 @@ def unread_latents(e: Evidence) -> Iterator[Look]:
     unread, width = len(e.latent.unread_latents()), len(e.latent.variance())
     if unread and not math.isnan(unread):
         yield Look(
-            "warning" if unread < width else "error",
+            "error" if unread >= 0.5 * width and e.unlearnt(0.3) and "kl" not in e.code else "warning",
             "latent",
             "unread",
             unread / width,

@@ -14,14 +14,13 @@ def stuck_outputs(e: Evidence) -> Iterator[Look]:
     stuck = e.output.stuck_outputs()
     if len(stuck) and not e.relative < 0.02:
         low = e.output.range[0]
-        whole = len(stuck) == e.out.get("columns")
         free = (
             "SquaredError() with no activation, or BernoulliNLL() for data in [0, 1]"
             if e.ours
             else ("no activation after the last layer")
         )
         yield Look(
-            "error" if whole and e.unlearnt(0.5) else "warning",
+            "error" if len(stuck) > 0.5 * e.out.get("columns", 1) and e.unlearnt(0.5) else "warning",
             "output",
             "stuck_outputs",
             len(stuck),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 from torch import nn
 
@@ -15,45 +16,39 @@ _GLOROT = "Glorot & Bengio 2010, Understanding the difficulty of training deep f
 
 @cause(Stage.SCALE, _GLOROT, follows=True)
 def vanishing_gradient(e: Evidence) -> Iterator[Look]:
-    """An early layer gets less than a thousandth of the gradient of a later one, and little is learnt.
+    """An early layer gets hardly any of the gradient of a later one, and little is learnt.
 
-    Through activations, if two or more squash and each lets less than 30 % pass; else through the weights.
+    Through activations, if two or more squash and each lets less than 30 % pass: less than 0.3 % of it, or than 1 % if
+    nothing is learnt. Through weights, if that was so in the first step: less than 0.1 %.
     """
     norms = e.saturation.gradient_norm()
-    transmission = {s: t for s, t in e.saturation.transmission().items() if not e.is_output(s)}
-    if len(norms) < 2 or max(norms.values()) == 0 or (e.training is not None and e.training.shrinkage[0] > 3e-3):
+    if len(norms) < 2 or not e.unlearnt(0.5) or (e.training is not None and e.training.shrinkage[0] > 3e-3):
         return
-    largest = max(norms, key=lambda layer: norms[layer])
-    positive = {layer: norm for layer, norm in norms.items() if norm > 0}
-    weakest = min(positive, key=lambda layer: positive[layer])
-    ratio = norms[weakest] / norms[largest]
-    order = list(norms)
-    # a part behind which no more layers come has no way to lose a gradient on
-    early = order.index(weakest) < order.index(largest)
+    whole = e.whole_saturation
+    first = per_layer(whole.first_results(), whole.layers, "grad", "grad_steps") or norms
+    now, at_first = _weakest(norms), _weakest(first)
     closing = {
         s: t
-        for s, t in transmission.items()
-        if e.dead.sites[s].activation in SQUASHING and t < 0.3 and not e.is_gate(s)
+        for s, t in e.saturation.transmission().items()
+        if e.dead.sites[s].activation in SQUASHING and t < 0.3 and not e.is_gate(s) and not e.is_output(s)
     }
-    if not early or ratio >= (1e-2 if e.unlearnt() and len(closing) >= 2 else 1e-3) or e.relative < 0.5:
-        return
     if len(closing) >= 2:
-        first = min(closing, key=lambda site: closing[site])
+        found = min((w for w in (now, at_first) if w is not None), key=lambda w: w.ratio, default=None)
+        if found is None or found.ratio >= (1e-2 if e.unlearnt() else 3e-3):
+            return
+        least = min(closing, key=lambda site: closing[site])
         yield Look(
-            "error" if ratio < 1e-4 or e.unlearnt() else "warning",
-            first,
+            "error" if found.ratio < 1e-4 or e.unlearnt() else "warning",
+            least,
             "transmission",
-            closing[first],
+            closing[least],
             f"{len(closing)} squashing activations each pass on less than {max(closing.values()):.0%} of the gradient, "
-            f"{first} the least ({closing[first]:.1%}); {weakest} gets {ratio:.1g} of the gradient of {largest}.",
-            f"Gradients vanish on the way. Replace these activations by ReLU or GELU, {first} first; or normalise "
+            f"{least} the least ({closing[least]:.1%}); {found.layer} gets {found.ratio:.1g} of the gradient of "
+            f"{found.largest}.",
+            f"Gradients vanish on the way. Replace these activations by ReLU or GELU, {least} first; or normalise "
             "before them.",
         )
-        return
-    first_norms = per_layer(e.whole_saturation.first_results(), e.whole_saturation.layers, "grad", "grad_steps")
-    at_first = first_norms.get(weakest, 0.0) / max(first_norms.get(largest, 0.0), 1e-30) if first_norms else ratio
-    dead = any(len(u) == e.dead.sites[s].units for s, u in e.dead.dead_units().items() if not e.is_output(s))
-    if at_first < 1e-2 and not dead:
+    elif at_first is not None and at_first.ratio < 1e-3:
         kinds = {info.activation for info in e.dead.sites.values()}
         how = (
             "He initialisation (kaiming_normal_)"
@@ -62,14 +57,31 @@ def vanishing_gradient(e: Evidence) -> Iterator[Look]:
         )
         yield Look(
             "error" if e.unlearnt() else "warning",
-            weakest,
+            at_first.layer,
             "gradient_norm",
-            ratio,
-            f"{weakest} gets {ratio:.1g} of the gradient of {largest}, from the first step on, though no activation "
-            "stops it.",
+            at_first.ratio,
+            f"{at_first.layer} gets {at_first.ratio:.1g} of the gradient of {at_first.largest} from the first step on, "
+            "though no activation stops it.",
             f"It vanishes through weights that are too small: use {how}, normalisation between layers, or residual "
             "connections.",
         )
+
+
+class _Weakest(NamedTuple):
+    layer: str
+    largest: str
+    ratio: float
+
+
+def _weakest(norms: Mapping[str, float]) -> _Weakest | None:
+    """The layer with the least gradient before the one with the largest; None if gradients do not shrink that way."""
+    order = list(norms)
+    largest = max(norms, key=lambda layer: norms[layer])
+    before = {layer: norms[layer] for layer in order[: order.index(largest)] if norms[layer] > 0}
+    if not before or norms[largest] == 0:
+        return None
+    layer = min(before, key=lambda name: before[name])
+    return _Weakest(layer, largest, before[layer] / norms[largest])
 
 
 @cause(Stage.SCALE, "Pascanu, Mikolov & Bengio 2013, https://arxiv.org/abs/1211.5063")

@@ -211,7 +211,7 @@ def too_short(e: Evidence) -> Iterator[Look]:
     if falling or e.steps < 200:
         yield Look(
             # a run that has learnt much may be as short as it is
-            "warning" if e.unlearnt(0.5) else "info",
+            "warning" if e.unlearnt(0.75) else "info",
             "loss",
             "falling",
             e.relative,

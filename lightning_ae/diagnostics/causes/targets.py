@@ -97,7 +97,11 @@ def target_scale(e: Evidence) -> Iterator[Look]:
 
 @cause(Stage.TARGETS, "a reconstruction of another example's data")
 def misaligned_pair(e: Evidence) -> Iterator[Look]:
-    """In every batch the targets are the inputs with the rows in another order."""
+    """In every batch the targets are the inputs with the rows in another order, or they have nothing to do with them.
+
+    The latter if nothing is learnt of targets that correlate with no input by more than 1.2 times the largest
+    correlation that chance gives. It is no proof: a parity or an even function leaves no linear trace.
+    """
     results = e.output.late_results()
     for name in e.pairs:
         looks = float(results.get((name, "likeness"), 0))
@@ -110,6 +114,20 @@ def misaligned_pair(e: Evidence) -> Iterator[Look]:
                 f"The targets of {name} are the batch's inputs in another order.",
                 "Each prediction is compared with another example: shuffle inputs and targets together.",
             )
+    worst = max((v for v in (e.trained, e.validated()) if v == v), default=0.0)
+    found = None if e.reconstructs or worst < 0.9 else e.output.relation()
+    if found is not None and found[0] < 1.2 * found[1]:
+        yield Look(
+            "error" if e.unlearnt(0.8) or e.validated() > 0.9 else "warning",
+            "targets",
+            "correlation",
+            found[0],
+            f"No input correlates with a target by more than {found[0]:.2g} in {found[2]:,} examples (chance gives up "
+            f"to {found[1]:.2g}), and {worst:.0%} of what a constant leaves is left.",
+            "The targets look as if they belonged to other examples: see that inputs and targets are shuffled, "
+            "filtered and joined together. (A target that is even in its inputs, or a parity, looks like this too.)",
+            n=found[2],
+        )
 
 
 @cause(Stage.CERTAIN, "torch broadcasts (B, 1) and (B,) to (B, B), with a warning")

@@ -14,7 +14,7 @@ def penalty_dominates(e: Evidence) -> Iterator[Look]:
     reconstruction = abs(e.out.get("term/reconstruction", 0.0))
     for name, weight in e.output.weights.items():
         raw = e.out.get(f"term/{name}")
-        if raw is None or reconstruction == 0 or weight == 0 or name == "kl":
+        if raw is None or reconstruction == 0 or weight == 0 or name in ("kl", "commitment", "codebook"):
             continue
         share = abs(weight * raw) / reconstruction
         _, over_time = e.curve(f"terms/{name}")

@@ -90,9 +90,8 @@ def not_trained(e: Evidence) -> Iterator[Look]:
         share = sum(t.sizes[n] for layer in names_of for n in layers[layer]) / total
         shown = ", ".join(names_of[:3]) + (f" and {len(names_of) - 3} more" if len(names_of) > 3 else "")
         whole = len(names_of) == len(working)
-        learnt = e.relative < (0.1 if why == "frozen" else 0.02)
-        if why == "frozen" and e.relative < 0.3:
-            continue  # a pretrained part is frozen on purpose
+        # a pretrained part is frozen on purpose
+        learnt = e.relative < (0.3 if why == "frozen" else 0.02)
         yield Look(
             "info"
             if learnt
@@ -116,7 +115,7 @@ def _how_bad(e: Evidence, why: str, whole: bool, learnt: bool) -> Severity:
 
 @cause(Stage.WIRING, "a product of matrices is a matrix; Stack Overflow 55328966 and 59325381 in DeepFD's benchmark")
 def linear_stack(e: Evidence) -> Iterator[Look]:
-    """A layer reads another's output with no activation in between, and the inner one is not narrower than the outer."""
+    """A layer reads another's output with no activation in between, and the inner one is not narrower."""
     if not e.output.linear or (e.ours and not any(True for _ in e.dead.sites)):
         return
     names = set(e.output.linear)
@@ -148,12 +147,12 @@ def _narrowest(e: Evidence) -> tuple[str, int] | None:
 @cause(Stage.WIRING, "Hinton & Salakhutdinov 2006: the error falls with the width of the code")
 def narrow_code(e: Evidence) -> Iterator[Look]:
     """A reconstruction of more than 8 numbers from one or two, with a third of the variance left."""
-    if not e.reconstructs or e.out.get("columns", 0) <= 8 or not e.unlearnt(0.3) or e.relative > 0.95:
+    if not e.reconstructs or e.out.get("columns", 0) <= 8 or not e.unlearnt(0.3):
         return
     narrow = _narrowest(e)
     if narrow is not None and narrow[1] <= 2 and e.code.get("dead_fraction") != 1.0:
         yield Look(
-            "warning",
+            "error" if narrow[1] == 1 and e.unlearnt(0.5) else "warning",
             narrow[0],
             "width",
             float(narrow[1]),

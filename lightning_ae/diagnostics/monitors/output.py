@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ae.diagnostics.monitors.pairs import RANGES, Pair, add_numbers, add_pair, figures, variance
+from lightning_ae.diagnostics.monitors.relation import add_relation, relation
 from lightning_ae.diagnostics.monitors.structure import StructureMonitor
 from lightning_ae.diagnostics.watch import Event, Site
 from lightning_ae.diagnostics.watch.batch import first_tensor
 from lightning_ae.diagnostics.watch.comparisons import Comparison
-from lightning_ae.diagnostics.watch.counters import Key
+from lightning_ae.diagnostics.watch.counters import Counters, Key, flat, nested
 from lightning_ae.diagnostics.watch.flow import same_numbers
 from lightning_ae.losses.base import full_precision
 from lightning_ae.models import Autoencoder
@@ -70,6 +71,8 @@ class OutputMonitor(StructureMonitor):
         self.twice: dict[str, str] = {}
         #: the activation that gives the prediction, if one does
         self.site: str | None = None
+        #: sums of the first epoch, of this rank
+        self._relation = Counters()
         self.batch_size = 0
         self._named: tuple[float, float] = (-math.inf, math.inf)
         self._weights: dict[str, float | Tensor] = {}
@@ -124,6 +127,8 @@ class OutputMonitor(StructureMonitor):
         self._forget()
         if x is not None and x.is_floating_point():
             self.curve.add("nonfinite", self._step, (~x.isfinite()).sum().float())
+            if x.ndim > 1 and len(x) > 1:
+                self.curve.add("varies", self._step, x.ne(x[:1]).any().float())
         self.batch_size = max(self.batch_size, 0 if x is None or x.ndim == 0 else len(x))
         if isinstance(module, Autoencoder) and isinstance(outputs, Mapping) and "output" in outputs:
             x = module.get_input(batch)
@@ -133,6 +138,7 @@ class OutputMonitor(StructureMonitor):
             self.pairs = {"output": pair}
             self._add_terms(module, outputs["terms"])
             self._add_reconstruction(x, x_hat)
+            self._look_before_loss(module, outputs["output"].params, heard)
             heard = []
         elif self.output is not None and x_hat is not None and x is not None and x.numel() == x_hat.numel():
             named = next((c for c in heard if same_numbers(c.prediction, x_hat)), None)
@@ -148,10 +154,22 @@ class OutputMonitor(StructureMonitor):
             self._add_reconstruction(target.reshape(x.shape), x_hat)
             heard = [c for c in heard if c is not named]
         self._add_heard(heard, x)
+        if heard and x is not None and (trainer is None or trainer.current_epoch == 0):
+            # an example that is seen again is no further evidence
+            add_relation(self._relation.add, x, heard[0])
+            self._relation.flush()
         if x_hat is None and heard:
             x_hat = heard[0].prediction
         if x_hat is not None:
             self.site = next((site.name for y, site in reversed(recent) if same_numbers(y, x_hat)), self.site)
+
+    def _look_before_loss(self, module: Autoencoder, params: Tensor, heard: list[Comparison]) -> None:
+        """Note an activation at the end of a decoder whose loss applies a sigmoid within torch's function."""
+        named = next((c for c in heard if same_numbers(c.prediction, params)), None)
+        if named is not None and named.loss == "binary_cross_entropy_with_logits":
+            before = next((m.name for m in named.path if m.name != "dropout"), "layer")
+            if before in RANGES and module.loss.output_activation == "sigmoid":
+                self.twice["the loss's own sigmoid"] = f"{before}, with which the decoder ends"
 
     def _add_heard(self, heard: list[Comparison], x: Tensor | None) -> None:
         for number, comparison in enumerate(heard):
@@ -204,12 +222,14 @@ class OutputMonitor(StructureMonitor):
             **super().state_dict(),
             "history": [list(moment) for moment in self.history],
             "pairs": {name: asdict(pair) for name, pair in self.pairs.items()},
+            "relation": nested(self._relation.totals()),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up saved sums, the history, and what was heard."""
         super().load_state_dict(state_dict)
         self.history = [Moment(*row) for row in state_dict["history"]]
+        self._relation.load(flat(state_dict.get("relation", {})), {})
         self.pairs = {name: Pair(**row) for name, row in state_dict.get("pairs", {}).items()}
 
     # -- reading ----------------------------------------------------------------------------------------------
@@ -272,6 +292,10 @@ class OutputMonitor(StructureMonitor):
         rows, spread = results[name, "rows"], variance(results, name, "x")
         stuck = (results[name, "at_low"] == rows) & (spread > 1e-6)
         return stuck.nonzero().flatten()[: None if spread[stuck].sum() >= 0.01 * spread.sum() else 0]
+
+    def relation(self) -> tuple[float, float, int] | None:
+        """Largest correlation of an input with a target, what chance gives, and the examples; None if not known."""
+        return relation({key: value.cpu() for key, value in self._relation.totals().items()})
 
     def pair_figures(self, name: str, results: Mapping[Key, Tensor] | None = None) -> dict[str, float]:
         """Of one comparison."""

@@ -1,4 +1,4 @@
-"""How a model is wired, as its steps show it: what reads the data, what stands between layers, noise and normalisation."""
+"""How a model is wired, as its steps show it: what reads the data, what stands between layers, noise, statistics."""
 
 from __future__ import annotations
 
