@@ -52,6 +52,10 @@ def input_scale(e: Evidence) -> Iterator[Look]:
     above 3 with a mean of 10 standard deviations; or a feature 100 times as spread as the median one. Thresholds of
     the published faulty programs of DeepFD.
     """
+    low, high = e.output.range
+    bounded = e.reconstructs and math.isfinite(high - low)
+    if bounded and e.out.get("outside", 0.0) > 0.001:
+        return  # to bring the data into the output's range mends this too
     for name, norm in e.output.entries.items():
         figures = None if norm else entry_figures(e, name)
         if figures is None:
@@ -74,8 +78,10 @@ def input_scale(e: Evidence) -> Iterator[Look]:
                 "scale",
                 rms,
                 what,
-                "Weights and learning rates are made for inputs of size 1: subtract each feature's mean and divide by "
-                f"its standard deviation{how}, both of the training set, or begin with a normalisation layer.",
+                f"Weights and learning rates are made for inputs of size 1: scale the data to fill [{low:g}, {high:g}]."
+                if bounded
+                else "Weights and learning rates are made for inputs of size 1: subtract each feature's mean and "
+                f"divide by its standard deviation{how}, both of the training set, or begin with a normalisation layer.",
             )
             return
 

@@ -56,7 +56,6 @@ class TestInputScale:
             (lambda x: 0.1 * x + 10, "times their spread"),
             (lambda x: x * torch.tensor([400.0] + [0.5] * 7), "of size"),
             (lambda x: 0.03 * x * torch.tensor([400.0] + [1.0] * 7), "One feature"),
-            (lambda x: 1e-3 * x, "of size"),
         ],
     )
 
@@ -73,6 +72,12 @@ class TestInputScale:
         assert words in finding.evidence
         assert finding.value == pytest.approx(x.double().square().mean().sqrt().item(), rel=1e-4)
         assert "subtract each feature's mean" in finding.advice
+
+    def test_inputs_that_are_nearly_zero(self, mlp, regression):
+        x, y = regression
+        (finding,) = [f for f in self.look(mlp(), 1e-3 * x, y).findings if f.cause == "input_scale"]
+        assert finding.severity == "warning"
+        assert finding.value == pytest.approx(1e-3 * x.double().square().mean().sqrt().item(), rel=1e-4)
 
     @pytest.mark.parametrize(
         "distort", [lambda x: x, lambda x: 5 * x, lambda x: 0.1 * x, lambda x: x + 2, lambda x: x.sigmoid()]
