@@ -90,7 +90,7 @@ def mlp():
 def regression():
     """Inputs of 8 numbers, and what a line makes of them."""
     x = torch.randn(256, 8)
-    return x, x @ torch.randn(8, 1) / 3
+    return x, x @ torch.tensor([[0.6], [-0.5], [-0.1], [0.5], [0.2], [0.4], [-0.4], [0.2]])
 
 
 @pytest.fixture
