@@ -107,6 +107,18 @@ class TestMisalignedPair:
         assert (finding.severity, finding.cause) == ("error", "misaligned_pair")
         assert "in another order" in finding.evidence
 
+    def test_targets_that_have_nothing_to_do_with_the_inputs(self, train, mlp):
+        x, y = torch.randn(4096, 8), torch.randn(4096, 1)
+        report = train(mlp(), functional.mse_loss, x, y, batch=64, steps=60)
+        finding = report.findings[0]
+        assert (finding.cause, finding.measure) == ("misaligned_pair", "correlation")
+        assert "shuffled, filtered and joined together" in finding.advice
+
+    def test_targets_that_a_line_predicts_but_were_not_learnt(self, train, mlp, regression, causes):
+        report = train(mlp(), functional.mse_loss, *regression, lr=1e-6, batch=64, steps=60)
+        assert report.report.output["relative"] > 0.9
+        assert "misaligned_pair" not in causes(report)
+
     def test_inputs_in_their_order(self, mlp, flat, causes):
         for target in (lambda x: x, lambda x: 2 * x - 1, lambda x: (x - x.mean(0)) / x.std(0)):
             report = ae.diagnose(mlp(12, 12), [flat], lambda y, x, t=target: functional.mse_loss(y, t(x)))

@@ -132,12 +132,12 @@ class TestNotTrained:
     def test_all_of_it(self, train, flat, causes):
         assert "not_trained" not in causes(train(Parts(), None, flat, steps=40))
 
-    def test_a_pretrained_part_that_is_frozen_and_serves(self, train, flat, causes):
+    def test_a_pretrained_part_that_is_frozen_and_serves(self, train, flat):
         module = Parts("frozen")
         module.configure_optimizers = lambda: torch.optim.Adam(module.decoder.parameters(), 3e-2)
         report = train(module, None, flat, steps=200)
         assert report.report.output["fvu"] < 0.3
-        assert "not_trained" not in causes(report)
+        assert {f.severity for f in report.findings if f.cause == "not_trained"} <= {"info"}
 
     def test_a_part_that_does_not_run(self, train, mlp, regression, causes):
         module = Automatic(mlp())
@@ -173,7 +173,7 @@ class TestNotTrained:
                 return [torch.optim.Adam(part.parameters(), 1e-3) for part in (self.maker, self.judge)]
 
         report = train(Adversarial(), None, flat, steps=60)
-        assert not causes(report) & {"not_trained", "no_gradient", "gradients_pile_up"}
+        assert not causes(report) & {"not_trained", "no_gradient", "gradients_pile_up", "one_class"}
 
 
 class TestLinearStack:
@@ -237,7 +237,12 @@ class TestDropoutOnCode:
     def test_numbers_of_the_code_that_are_dropped(self, rate, severity):
         x = torch.randn(2000, 12) * torch.tensor([1.0] * 6 + [0.1] * 6)
         finding = ae.diagnose(projection(6, nn.Dropout(rate)), [x], functional.mse_loss).findings[0]
-        assert (finding.severity, finding.cause, finding.site, finding.value) == (severity, "dropout_on_code", "1", rate)
+        assert (finding.severity, finding.cause, finding.site, finding.value) == (
+            severity,
+            "dropout_on_code",
+            "1",
+            rate,
+        )
         assert f"{rate:.0%} of the code (6 numbers)" in finding.evidence
         assert "denoising" in finding.advice
 
@@ -258,7 +263,7 @@ class TestSkipConnection:
     class Past(nn.Module):
         def __init__(self, how):
             super().__init__()
-            self.encoder, self.decoder = nn.Linear(12, 2), nn.Linear(2, 12)
+            self.encoder, self.decoder = nn.Linear(12, 4), nn.Linear(4, 12)
             self.last, self.how = nn.Linear(24, 12), how
 
         def forward(self, x):
