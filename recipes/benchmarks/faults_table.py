@@ -107,7 +107,7 @@ FAULTS = (
     Fault("confident squared error through sigmoid", "squared_error_sigmoid",
           ("our mlp",), {"loss": "sigmoid_mse", "output_bias": -20.0}),
     Fault("dropout on the output", "dropout_on_output", (*PLAIN_AE, *REGRESSION), {"dropout_output": 0.7}),
-    Fault("ReLU that is off at the output", "dead_units constant_output no_gradient target_out_of_reach",
+    Fault("ReLU that is off at the output", "stuck_outputs dead_units constant_output no_gradient target_out_of_reach",
           (*PLAIN_AE, *REGRESSION), {"output": ("relu",), "output_bias": -20.0}),
     # wiring
     Fault("no activation between layers", "linear_stack", ("mlp binary", "mlp regression"), {"activation": "identity"}),

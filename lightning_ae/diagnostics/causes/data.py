@@ -81,7 +81,7 @@ def input_scale(e: Evidence) -> Iterator[Look]:
                 f"Weights and learning rates are made for inputs of size 1: scale the data to fill [{low:g}, {high:g}]."
                 if bounded
                 else "Weights and learning rates are made for inputs of size 1: subtract each feature's mean and "
-                f"divide by its standard deviation{how}, both of the training set, or begin with a normalisation layer.",
+                f"divide by its standard deviation{how}, both of the training set, or begin with a normalisation.",
             )
             return
 

@@ -14,7 +14,8 @@ _OF_TOO_FEW_STEPS = ("constant_output", "constant_latents")
 def find(evidence: Evidence) -> list[Finding]:
     """All findings, the worst first; those of one severity in the order in which a batch meets their causes.
 
-    What follows from a cause that is as serious and comes before is listed under it. Of two findings whose advice
+    Within a severity causes come before what is mostly seen of others. What follows from a cause that is as serious and
+    comes before is listed under it. Of two findings whose advice
     would turn one number in opposite directions the later one is listed under the earlier.
 
     Args:
@@ -27,7 +28,7 @@ def find(evidence: Evidence) -> list[Finding]:
     found = _without_weak(found)
     if all(f.cause in _OF_TOO_FEW_STEPS for f in found if f.severity == "error"):
         found += [f for name in LAST for f in run(evidence, CAUSES[name])]
-    found.sort(key=lambda f: (_ORDER[f.severity], CAUSES[f.cause].stage, CAUSES[f.cause].follows))
+    found.sort(key=lambda f: (_ORDER[f.severity], CAUSES[f.cause].follows, CAUSES[f.cause].stage))
     kept: list[Finding] = []
     for finding in found:
         above = _above(kept, finding)

@@ -61,8 +61,19 @@ def train_eval_mismatch(e: Evidence) -> Iterator[Look]:
             far = max(float(results[site, "off"]), float(results[site, "stretch"])) / max(looks, 1)
             if looks and far > worst:
                 worst, where, positions = far, site.removeprefix("norm/"), float(results[site, "positions"]) / looks
-    if theirs > 1.5 * e.trained + 0.05 and worst > 0.3:
-        small = positions <= 16
+    small = positions <= 16
+    if small and positions <= 4 and e.relative > 0.1 and worst > 0.3 and not theirs > 1.5 * e.trained + 0.05:
+        yield Look(
+            "warning",
+            where,
+            "batch_rows",
+            positions,
+            f"{where} normalises over {positions:.0f} rows at a time, and {e.relative:.0%} of what a constant leaves "
+            "is left.",
+            "A mean of so few is noise, in training and in the running statistics: make batches larger (32 or more), "
+            "or use LayerNorm or GroupNorm.",
+        )
+    elif theirs > 1.5 * e.trained + 0.05 and worst > 0.3:
         yield Look(
             "error" if theirs > 0.8 or theirs > 3 * e.trained else "warning",
             where,
@@ -106,9 +117,12 @@ def overfitting(e: Evidence) -> Iterator[Look]:
             )
             return
     theirs = e.validated()
-    if theirs == theirs and e.trained < 0.2 and theirs > 0.6 and theirs > 5 * e.trained and _settled(e):
+    if e.trained < 0.2 and theirs > 0.05 and theirs > 4 * e.trained and e.steps >= 100:
+        large = theirs > 0.25
+        if not large and theirs < 10 * e.trained:
+            return
         yield Look(
-            "warning",
+            "warning" if large else "info",
             "validation",
             "gap",
             theirs,
@@ -120,7 +134,3 @@ def overfitting(e: Evidence) -> Iterator[Look]:
 
 def _training_loss(e: Evidence) -> float:
     return e.out.get("loss", math.nan)
-
-
-def _settled(e: Evidence) -> bool:
-    return e.steps >= 100

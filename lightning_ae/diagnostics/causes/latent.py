@@ -42,6 +42,9 @@ def posterior_collapse(e: Evidence) -> Iterator[Look]:
 @cause(Stage.SCALE, "Kingma & Welling 2014: exp of a log-variance without a bound")
 def log_variance_explodes(e: Evidence) -> Iterator[Look]:
     """The log-variance of a Gaussian code goes beyond 20, or the KL beyond 10⁴ nats for each latent."""
+    _, values = e.curve("log_variance")
+    if e.whole_saturation.first_update_ratio() > 0.3 and not (values and values[0] > 10):
+        return  # the steps have thrown it there
     largest = e.output.largest_log_variance()
     kl = e.code.get("kl", 0.0)
     width = max(1.0, e.code.get("width", 1.0))

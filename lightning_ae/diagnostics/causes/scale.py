@@ -14,7 +14,7 @@ from lightning_ae.diagnostics.monitors.saturation_summary import per_layer
 _GLOROT = "Glorot & Bengio 2010, Understanding the difficulty of training deep feedforward neural networks"
 
 
-@cause(Stage.SCALE, _GLOROT, follows=True)
+@cause(Stage.SCALE, _GLOROT)
 def vanishing_gradient(e: Evidence) -> Iterator[Look]:
     """An early layer gets hardly any of the gradient of a later one, and little is learnt.
 
@@ -26,6 +26,18 @@ def vanishing_gradient(e: Evidence) -> Iterator[Look]:
         return
     whole = e.whole_saturation
     first = per_layer(whole.first_results(), whole.layers, "grad", "grad_steps") or norms
+    zeros = [layer for layer, square in whole.first_weights().items() if square == 0 and layer in norms]
+    if len(zeros) > 1 and 2 * len(zeros) >= len(norms):
+        yield Look(
+            "error" if e.unlearnt() else "warning",
+            zeros[0],
+            "weight_norm",
+            0.0,
+            f"The weights of {len(zeros)} of {len(norms)} layers are zero in the first step, {zeros[0]} among them.",
+            "No gradient passes a layer of zeros, and its units are all alike: draw weights at random, with He or "
+            "Xavier initialisation.",
+        )
+        return
     now, at_first = _weakest(norms), _weakest(first)
     closing = {
         s: t
@@ -86,18 +98,20 @@ def _weakest(norms: Mapping[str, float]) -> _Weakest | None:
 
 @cause(Stage.SCALE, "Pascanu, Mikolov & Bengio 2013, https://arxiv.org/abs/1211.5063")
 def exploding_gradient(e: Evidence) -> Iterator[Look]:
-    """In a recurrent network the gradient is once 100 times its median, or above 1,000, and little is learnt."""
+    """In a recurrent network the gradient is above 100 in the first step, or once 100 times its median later."""
     recurrent = any(isinstance(m, (nn.RNNBase, nn.RNNCellBase)) for m in e.model.modules())
     norms = [v for v in e.whole_saturation.curve.read("gradient_norm")[1] if math.isfinite(v)]
     if not recurrent or len(norms) < 3:
         return
     middle = sorted(norms)[len(norms) // 2]
-    worst = max(norms)
-    bad = e.out.get("nonfinite_losses", 0.0) > 0
-    if (worst > 1e3 or (worst > 100 * middle > 0 and worst > 10)) and (bad or not e.relative < 0.5):
+    worst, bad = max(norms), e.out.get("nonfinite_losses", 0.0) > 0
+    # steps that are too large make gradients explode too, but not the first one
+    if (norms[0] > 100 and (bad or not e.relative < 0.15)) or (
+        worst > 100 * middle > 0 and worst > 10 and norms[0] > 10 and (bad or not e.relative < 0.5)
+    ):
         clipped = e.training is not None and e.training.clips
         yield Look(
-            "warning" if clipped else "error",
+            "warning" if clipped or (e.relative < 0.5 and not bad) else "error",
             "loss",
             "gradient_norm",
             worst,

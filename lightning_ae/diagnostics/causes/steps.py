@@ -56,10 +56,13 @@ def learning_rate_high(e: Evidence) -> Iterator[Look]:
         last = mean(finite[-max(1, len(finite) // 4) :])
         best = min(finite)
         jumped = worst > 10 * abs(first) + 1e-9 and (not e.relative < 0.5 or last > first)
+        _, course = e.progress if e.main is not None else ([], [])
+        apart = [v for v in course if math.isfinite(v)]
+        thrown_early = len(apart) > 2 and max(apart) > max(3.0, 2 * apart[0]) and not e.relative < 0.3
         grew = last > 10 * abs(best) + 1e-6 and last > first and not e.relative < 0.5
         wild = e.out.get("fvu", 0.0) > 20 and "loss" in e.out and not e.relative < 20 and last > 0.5 * first
         thrown = e.out.get("fvu", 0.0) > 100 and e.update > 1e-2
-        if jumped or grew or thrown or (wild and e.update > 3e-2):
+        if jumped or grew or thrown or thrown_early or (wild and e.update > 3e-2):
             yield Look(
                 "error",
                 "loss",
@@ -68,8 +71,8 @@ def learning_rate_high(e: Evidence) -> Iterator[Look]:
                 f"The loss grew from {first:.4g} to {worst:.4g} at step {at}"
                 + (f", and is {last:.4g} at the end." if last < 0.9 * worst else ".")
                 if jumped or grew
-                else f"The output was thrown far outside the {e.target}: the error is {e.out['fvu']:.2g} times their "
-                "variance.",
+                else f"The output was thrown far outside the {e.target}: the error was up to "
+                f"{max([*apart, e.out.get('fvu', 0.0)]):.2g} times their variance.",
                 f"Steps were so large that the weights ran away: {lower}",
                 cut,
             )
@@ -100,7 +103,7 @@ def learning_rate_high(e: Evidence) -> Iterator[Look]:
             "About 0.1 % is healthy: divide the learning rate by 10.",
             cut,
         )
-    elif update > 0.1 and not e.relative < 0.3:
+    elif update > 0.1 and e.steps >= 50 and not e.relative < 0.3:
         yield Look(
             "warning",
             "optimizer",

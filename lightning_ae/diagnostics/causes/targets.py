@@ -99,7 +99,7 @@ def target_scale(e: Evidence) -> Iterator[Look]:
 def misaligned_pair(e: Evidence) -> Iterator[Look]:
     """In every batch the targets are the inputs with the rows in another order, or they have nothing to do with them.
 
-    The latter if nothing is learnt of targets that correlate with no input by more than 1.2 times the largest
+    The latter if nothing is learnt of targets that correlate with no input by more than 1.3 times the largest
     correlation that chance gives. It is no proof: a parity or an even function leaves no linear trace.
     """
     results = e.output.late_results()
@@ -115,8 +115,8 @@ def misaligned_pair(e: Evidence) -> Iterator[Look]:
                 "Each prediction is compared with another example: shuffle inputs and targets together.",
             )
     worst = max((v for v in (e.trained, e.validated()) if v == v), default=0.0)
-    found = None if e.reconstructs or worst < 0.9 else e.output.relation()
-    if found is not None and found[0] < 1.2 * found[1]:
+    found = None if e.reconstructs or worst < 0.85 else e.output.relation()
+    if found is not None and found[0] < 1.3 * found[1]:
         yield Look(
             "error" if e.unlearnt(0.8) or e.validated() > 0.9 else "warning",
             "targets",

@@ -286,6 +286,20 @@ class GradientSaturationMonitor(Monitor):
         super().load_state_dict(state_dict)
         self.steps.names = list(state_dict["layers"])
 
+    def first_weights(self) -> dict[str, float]:
+        """Squared norm of each layer's weights before the first step looked at."""
+        found = self.first_results().get(("layers", "weight"))
+        steps = self.first_results().get(("layers", "grad_steps"))
+        if found is None or steps is None or len(found) != len(self.layers):
+            return {}
+        return {layer: float(w) for layer, w, n in zip(self.layers, found, steps, strict=True) if n > 0}
+
+    def first_update_ratio(self) -> float:
+        """Median over the layers of the share of its weights that the first step looked at has changed; NaN if none."""
+        ratios = per_layer(self.first_results(), self.layers, "update", "weight").values()
+        found = sorted(ratio for ratio in ratios if ratio > 0)
+        return found[len(found) // 2] if found else float("nan")
+
     # -- what people ask --------------------------------------------------------------------------------------
 
     def saturated_fraction(self) -> dict[str, float]:

@@ -73,6 +73,7 @@ class OutputMonitor(StructureMonitor):
         self.site: str | None = None
         #: sums of the first epoch, of this rank
         self._relation = Counters()
+        self._related = 0
         self.batch_size = 0
         self._named: tuple[float, float] = (-math.inf, math.inf)
         self._weights: dict[str, float | Tensor] = {}
@@ -154,8 +155,9 @@ class OutputMonitor(StructureMonitor):
             self._add_reconstruction(target.reshape(x.shape), x_hat)
             heard = [c for c in heard if c is not named]
         self._add_heard(heard, x)
-        if heard and x is not None and (trainer is None or trainer.current_epoch == 0):
-            # an example that is seen again is no further evidence
+        if heard and x is not None and x.ndim and self._related < _examples(trainer, len(x)):
+            # no more than there are: an example that is seen again is no further evidence
+            self._related += len(x)
             add_relation(self._relation.add, x, heard[0])
             self._relation.flush()
         if x_hat is None and heard:
@@ -223,12 +225,14 @@ class OutputMonitor(StructureMonitor):
             "history": [list(moment) for moment in self.history],
             "pairs": {name: asdict(pair) for name, pair in self.pairs.items()},
             "relation": nested(self._relation.totals()),
+            "related": self._related,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up saved sums, the history, and what was heard."""
         super().load_state_dict(state_dict)
         self.history = [Moment(*row) for row in state_dict["history"]]
+        self._related = state_dict.get("related", 0)
         self._relation.load(flat(state_dict.get("relation", {})), {})
         self.pairs = {name: Pair(**row) for name, row in state_dict.get("pairs", {}).items()}
 
@@ -320,6 +324,12 @@ class OutputMonitor(StructureMonitor):
         """``fvu`` and ``spread``."""
         found = self.figures(self._now)
         return {name: found[name] for name in ("fvu", "spread") if name in found}
+
+
+def _examples(trainer: L.Trainer | None, batch_size: int) -> float:
+    """In an epoch, at most 20,000."""
+    batches = math.inf if trainer is None else float(trainer.num_training_batches)
+    return min(20_000, batches * batch_size)
 
 
 def _keeps(activation: str, before: str) -> bool:

@@ -50,8 +50,8 @@ def relation(sums: Mapping[Key, Tensor]) -> tuple[float, float, int] | None:
     var_x = (sums["relation", "xx"] / n - mean_x.square()).clamp(min=0)
     var_y = (sums["relation", "yy"] / n - mean_y.square()).clamp(min=0)
     # rare ones are far from normal, and their correlations too
-    kept_x = var_x > 1e-3 * var_x.max().clamp(min=1e-30)
-    kept_y = var_y > 1e-3 * var_y.max().clamp(min=1e-30)
+    kept_x = var_x > 0.05 * var_x.max().clamp(min=1e-30)
+    kept_y = var_y > 0.05 * var_y.max().clamp(min=1e-30)
     if not kept_x.any() or not kept_y.any() or float(var_x.max()) == 0 or float(var_y.max()) == 0:
         return None
     cross = (sums["relation", "xy"] / n - mean_x[:, None] * mean_y)[kept_x][:, kept_y]
