@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import lightning as L
 import pytest
 import torch
@@ -95,7 +97,7 @@ class Codebook(nn.Module):
 
 
 class TestCodebookCollapse:
-    latent = {"indices": "choose", "num_codes": 16}  # noqa: RUF012
+    latent: ClassVar = {"indices": "choose", "num_codes": 16}
 
     @pytest.mark.parametrize(("used", "severity"), [(2, "error"), (6, "warning")])
     def test_codes_that_are_not_used(self, used, severity):

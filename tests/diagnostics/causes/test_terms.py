@@ -21,6 +21,14 @@ def ours(weight=None, **options):
     return ae.MLPAutoencoder(12, 4, hidden=(16,), activation="gelu", penalties=penalties, **options)
 
 
+def relu_coded(bias, **options):
+    """A model of ours whose code is what a ReLU lets through."""
+    model = ae.Autoencoder(nn.Sequential(nn.Linear(12, 4), nn.ReLU()), nn.Linear(4, 12), **options)
+    with torch.no_grad():
+        model.encoder[0].bias.fill_(bias)
+    return model
+
+
 def fit(make_trainer, model, x, epochs=12):
     report = ae.DiagnosticsReport(every_n_steps=2, quiet=True)
     data = ae.TensorDataModule(x, batch_size=32, val_fraction=0.0)
@@ -55,12 +63,9 @@ class TestPenaltyDominates:
         assert finding.change == ("weight of size", -1)
 
     def test_a_code_of_zeros(self, make_trainer, flat):
-        model = ours(1e6)
-        with torch.no_grad():
-            for parameter in model.encoder.layers[-1].parameters():
-                parameter.zero_()
+        model = relu_coded(-50.0, penalties={"size": CodeSize(100.0)})
         finding = fit(make_trainer, model, flat, epochs=2).findings[0]
-        assert (finding.cause, finding.measure, finding.value) == ("penalty_dominates", "zero_code", 1e6)
+        assert (finding.cause, finding.measure, finding.value) == ("penalty_dominates", "zero_code", 100.0)
 
     def test_a_weight_that_does_nothing(self, make_trainer, flat):
         (finding,) = [f for f in fit(make_trainer, ours(1e-9), flat).findings if f.cause == "penalty_dominates"]
@@ -82,15 +87,9 @@ class TestPenaltyDominates:
 
 class TestZeroCode:
     def test_nothing_leaves_the_encoder(self, make_trainer, flat, causes):
-        model = ae.Autoencoder(nn.Sequential(nn.Linear(12, 4), nn.ReLU()), nn.Linear(4, 12))
-        with torch.no_grad():
-            model.encoder[0].bias.fill_(-50.0)
-        report = fit(make_trainer, model, flat, epochs=3)
+        report = fit(make_trainer, relu_coded(-50.0), flat, epochs=3)
         assert report.report.latent["dead_fraction"] == 1
         assert {"zero_code", "dead_units"} & causes(report) == {"zero_code", "dead_units"}
 
     def test_a_code(self, make_trainer, flat, causes):
-        model = ae.Autoencoder(nn.Sequential(nn.Linear(12, 4), nn.ReLU()), nn.Linear(4, 12))
-        with torch.no_grad():
-            model.encoder[0].bias.fill_(0.5)
-        assert "zero_code" not in causes(fit(make_trainer, model, flat, epochs=3))
+        assert "zero_code" not in causes(fit(make_trainer, relu_coded(0.5), flat, epochs=3))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import lightning as L
 import pytest
 import torch
@@ -107,7 +109,7 @@ class Parts(L.LightningModule):
 
 
 class TestNotTrained:
-    words = {
+    words: ClassVar = {
         "frozen": "requires_grad_(True)",
         "forgotten": "give all of self.parameters() to the optimizer",
         "detached": "look for detach()",
