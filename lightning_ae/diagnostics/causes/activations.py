@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+
+from torch import Tensor
 
 from lightning_ae.diagnostics.causes.base import SQUASHING, Evidence, Look, Severity, Stage, cause
 
@@ -40,6 +42,7 @@ def dead_units(e: Evidence) -> Iterator[Look]:
         for site, units in e.dead.dead_units().items()
         if len(units) and not e.is_output(site) and not e.is_code(site) and samples[site] >= 100
     }
+    found = {site: units for site, units in found.items() if _first_to_say(site, found, frequencies)}
     shares = {site: len(units) / e.dead.sites[site].units for site, units in found.items()}
     many = {site: share for site, share in shares.items() if share >= 0.2}
     if len(many) > 3:
@@ -97,6 +100,16 @@ def dead_units(e: Evidence) -> Iterator[Look]:
                 None,
                 n,
             )
+
+
+def _first_to_say(site: str, found: Mapping[str, Tensor], frequencies: Mapping[str, Tensor]) -> bool:
+    """Whether no site before it has the same units firing as often: a ReLU on what has passed one adds nothing."""
+    for earlier in found:
+        if earlier == site:
+            return True
+        if frequencies[earlier].shape == frequencies[site].shape and frequencies[earlier].equal(frequencies[site]):
+            return False
+    return True
 
 
 def _milder(e: Evidence, severity: Severity) -> Severity:

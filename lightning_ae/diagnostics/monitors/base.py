@@ -205,7 +205,11 @@ class Monitor(L.Callback):
         """Bring late sums and curves of all ranks together; all of them call it, at the end of the fit."""
         if trainer.world_size > 1 and self._probe is not None:
             self._late = self._probe.reduced(self, self._latest_sums())
-            self.curve.reduce(lambda values: trainer.strategy.reduce(values.to(trainer.strategy.root_device)).cpu())
+            device, same = trainer.strategy.root_device, dict(self.curve.steps)
+            for rank in range(trainer.world_size):
+                theirs = trainer.strategy.broadcast(self.curve.steps, src=rank)
+                same = {name: steps for name, steps in same.items() if theirs.get(name) == steps}
+            self.curve.reduce(sorted(same), lambda values: trainer.strategy.reduce(values.to(device)).cpu())
 
     def interval(self) -> dict[Key, Tensor]:
         """Sums since the last log but one: what a curve over time is made of."""

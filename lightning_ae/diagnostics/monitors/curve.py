@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -40,9 +40,14 @@ class Curve:
         numbers: list[float] = torch.cat([value.cpu() for value in values]).double().tolist() if values else []
         return list(self._steps.get(name, [])), numbers
 
-    def reduce(self, mean: Callable[[Tensor], Tensor]) -> None:
-        """Replace the numbers by their mean over the ranks, all of which look at the same steps."""
-        for name in sorted(self._values):
+    @property
+    def steps(self) -> dict[str, list[int]]:
+        """Steps by name."""
+        return self._steps
+
+    def reduce(self, names: Sequence[str], mean: Callable[[Tensor], Tensor]) -> None:
+        """Replace numbers by their mean over the ranks; of names that all ranks have seen at the same steps."""
+        for name in names:
             self._values[name] = [mean(torch.cat(self._values[name]).float())]
 
     def state(self) -> dict[str, Any]:
