@@ -34,9 +34,9 @@ class TestDeadUnits:
         for _ in range(layers - 1):
             body += [nn.Linear(16, 16), nn.ReLU()]
         with torch.no_grad():
-            for layer in body[::2]:
+            for number, layer in enumerate(body[::2]):
                 layer.bias.fill_(1.0)
-                layer.bias[:dead] = -100.0
+                layer.bias[[(unit + number) % 16 for unit in range(dead)]] = -100.0
         return nn.Sequential(*body, nn.Linear(16, 1))
 
     @pytest.mark.parametrize(("dead", "severity"), [(12, "error"), (5, "warning"), (1, "info")])

@@ -44,6 +44,13 @@ class TestTrainEvalMismatch:
         assert "In evaluation mode" in finding.evidence
         assert "momentum to 0.1" in finding.advice
 
+    def test_batches_of_three(self, train, regression):
+        x, y = regression[0], regression[1] + torch.randn(256, 1)
+        report = train(self.network(0.1), functional.mse_loss, x, y, validation=(x, y), steps=80, batch=3)
+        (finding,) = [f for f in report.findings if f.cause == "train_eval_mismatch"]
+        assert "3 rows" in finding.evidence
+        assert "LayerNorm or GroupNorm" in finding.advice
+
     def test_running_statistics_that_do_not(self, train, regression, causes):
         x, y = regression
         x = 3 * x + 2

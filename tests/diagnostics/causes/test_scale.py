@@ -47,6 +47,14 @@ class TestVanishingGradient:
         assert finding.value < 1e-3
         assert "He initialisation" in finding.advice
 
+    def test_through_weights_of_zero(self, train, regression):
+        network = deep(nn.ReLU, depth=3, gain=0.0)
+        report = train(network, functional.mse_loss, *regression, optimizer=sgd, steps=60)
+        finding = report.findings[0]
+        assert (finding.severity, finding.cause, finding.measure) == ("error", "vanishing_gradient", "weight_norm")
+        assert "3 of 4 layers are zero" in finding.evidence
+        assert "draw weights at random" in finding.advice
+
     @pytest.mark.parametrize("activation", [nn.ReLU, nn.Tanh, nn.GELU])
     def test_weights_that_fit_their_activation(self, train, regression, causes, activation):
         report = train(deep(activation), functional.mse_loss, *regression, optimizer=sgd, steps=60)
@@ -91,10 +99,10 @@ class TestExplodingGradient:
         assert finding.value > 1e3
         assert "gradient_clip_val=1.0" in finding.advice
 
-    def test_a_recurrence_that_keeps_its_size_and_no_recurrence(self, train, mlp, causes):
+    def test_a_recurrence_that_forgets_and_no_recurrence(self, train, mlp, causes):
         x = self.x()
         y = x.sum((1, 2))[:, None] / 20
-        report = train(Recurrent(1.0), functional.mse_loss, x, y, optimizer=self.still, steps=30)
+        report = train(Recurrent(0.5), functional.mse_loss, x, y, optimizer=self.still, steps=30)
         assert "exploding_gradient" not in causes(report)
         wide = nn.Sequential(nn.Flatten(), nn.Linear(40, 1))
         report = train(wide, lambda p, y: 1e4 * functional.mse_loss(p, y), x, y, optimizer=self.still, steps=30)

@@ -74,6 +74,19 @@ class TestOneClass:
         finding = look(mlp(), labels[0], y, functional.binary_cross_entropy_with_logits).findings[0]
         assert finding.cause == "one_class"
 
+    def test_an_input_that_tells_the_label(self, train):
+        y = torch.randint(3, (256,))
+        x = 4 * functional.one_hot(y, 3).float()
+        report = train(nn.Linear(3, 3), functional.cross_entropy, x, y, lr=1.0, steps=100)
+        (finding,) = [f for f in report.findings if f.cause == "one_class"]
+        assert (finding.severity, finding.measure) == ("info", "zero_at_once")
+        assert "look for a leak" in finding.advice
+
+    def test_classes_that_take_a_while(self, train, mlp, labels, causes):
+        report = train(mlp(8, 3), functional.cross_entropy, *labels, steps=100)
+        assert report.report.output["relative"] < 0.5
+        assert "one_class" not in causes(report)
+
     def test_two_classes_of_which_one_is_rare(self, mlp, labels, causes):
         x, y = labels[0], torch.zeros(256, dtype=torch.long)
         y[0] = 1
