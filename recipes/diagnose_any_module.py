@@ -103,7 +103,8 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
             images[name] = model.cpu().eval().reconstruct(x)
         serious = [finding for finding in diagnostics.findings if finding.severity != "info"]
         error = float((images[name] - x).square().flatten(1).sum(1).mean())
-        numbers[name] = {"error": error, "findings": len(serious)}
+        errors = sum(finding.severity == "error" for finding in serious)
+        numbers[name] = {"error": error, "findings": len(serious), "errors": errors}
         print(f"\n{name}: squared error {error:.3f} per held-out image, {len(serious)} findings")
         print("\n".join(f"  {finding}" for finding in serious))
 
