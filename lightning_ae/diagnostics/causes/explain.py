@@ -27,7 +27,10 @@ def find(evidence: Evidence) -> list[Finding]:
     found = [f for name, declared in CAUSES.items() if name not in LAST for f in run(evidence, declared)]
     found = _without_weak(found)
     if all(f.cause in _OF_TOO_FEW_STEPS for f in found if f.severity == "error"):
-        found += [f for name in LAST for f in run(evidence, CAUSES[name])]
+        left = [f for name in LAST for f in run(evidence, CAUSES[name])]
+        if any(f.severity != "info" for f in left):  # what a network that has hardly moved shows is no error by itself
+            found = [f._replace(severity="info") if f.cause in _OF_TOO_FEW_STEPS else f for f in found]
+        found += left
     found.sort(key=lambda f: (_ORDER[f.severity], CAUSES[f.cause].follows, CAUSES[f.cause].stage))
     kept: list[Finding] = []
     for finding in found:
@@ -53,18 +56,26 @@ def _is_weak(finding: Finding) -> bool:
 
 def _above(kept: list[Finding], finding: Finding) -> int | None:
     """Number of the finding under which one belongs."""
-    declared = CAUSES[finding.cause]
     for number, earlier in enumerate(kept):
-        opposite = (
-            earlier.change is not None
-            and finding.change is not None
-            and earlier.change[0] == finding.change[0]
-            and earlier.change[1] != finding.change[1]
-        )
-        is_root = not CAUSES[earlier.cause].follows
-        serious = earlier.severity == "error" or (is_root and earlier.severity == finding.severity == "warning")
-        before = CAUSES[earlier.cause].stage
-        root = before <= declared.stage if is_root else before < declared.stage
-        if opposite or (declared.follows and serious and root and earlier.cause != finding.cause):
+        if _contradicts(earlier, finding) or _explains(earlier, finding):
             return number
     return None
+
+
+def _contradicts(earlier: Finding, finding: Finding) -> bool:
+    """Whether both would turn one number, in opposite directions."""
+    a, b = earlier.change, finding.change
+    return a is not None and b is not None and a[0] == b[0] and a[1] != b[1]
+
+
+def _explains(earlier: Finding, finding: Finding) -> bool:
+    """Whether what is mostly seen of others is seen of this one."""
+    above, below = CAUSES[earlier.cause], CAUSES[finding.cause]
+    if not below.follows or earlier.cause == finding.cause:
+        return False
+    if earlier.cause in LAST and finding.cause in _OF_TOO_FEW_STEPS:
+        return True
+    if above.follows:
+        return earlier.severity == "error" and above.stage < below.stage
+    serious = earlier.severity == "error" or earlier.severity == finding.severity == "warning"
+    return serious and above.stage <= below.stage

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 from lightning_ae.diagnostics.causes.base import Evidence, Look, Stage, cause
@@ -134,7 +133,10 @@ def unread_latents(e: Evidence) -> Iterator[Look]:
     if e.latent is None or not e.code.get("samples", 0) > 1:
         return
     unread, width = len(e.latent.unread_latents()), len(e.latent.variance())
-    if unread and not math.isnan(unread):
+    blocked = len(e.output.stuck_outputs()) or not any(e.saturation.gradient_norm().values())
+    if unread == width and blocked:
+        return  # what stands between the code and the loss is why
+    if unread:
         yield Look(
             "error" if unread >= 0.5 * width and e.unlearnt(0.3) and "kl" not in e.code else "warning",
             "latent",
