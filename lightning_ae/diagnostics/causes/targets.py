@@ -58,7 +58,7 @@ def target_out_of_reach(e: Evidence) -> Iterator[Look]:
 def one_class(e: Evidence) -> Iterator[Look]:
     """All labels looked at are of one class."""
     pair = e.pair
-    if pair is None or e.reconstructs:
+    if pair is None or e.reconstructs or not pair.is_data:
         return
     labels = e.out.get("classes")
     alone = labels == 1 or (e.out.get("binary", 0.0) == 1 and e.out.get("x_variance", 1.0) == 0)

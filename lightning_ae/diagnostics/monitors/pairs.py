@@ -131,6 +131,10 @@ def add_pair(add: Add, site: str, heard: Comparison, pair: Pair, x: Tensor | Non
         prediction = full_precision(prediction).softmax(1)
     elif heard.loss in ("nll_loss", "kl_div"):
         prediction = full_precision(prediction).exp()
+    elif heard.loss == "target × log" and prediction.ndim > 1:
+        # shares of what claims to be probabilities: without a softmax the logarithm alone is least where all are 1
+        prediction = full_precision(prediction)
+        prediction = prediction / prediction.sum(-1, keepdim=True).clamp(min=1e-12)
     rows = (len(target), -1) if target.ndim > 1 else (-1, 1)
     y, y_hat = full_precision(target.float()).reshape(rows), full_precision(prediction).reshape(rows)
     if heard.loss in BINARY or heard.loss in CLASSES:
@@ -287,7 +291,8 @@ def figures(results: Mapping[Key, Tensor], site: str, pair: Pair | None = None) 
     within = _get(results, site, "x_within")
     if within > 0:
         values["spread"] = _get(results, site, "x_hat_within") / within
-    if (site, "entropy") in results and pair is not None and "value" in values and not pair.weighted:
+    proper = pair is not None and (pair.loss != "target × log" or "softmax" in pair.path)
+    if (site, "entropy") in results and pair is not None and proper and "value" in values and not pair.weighted:
         share = x_mean.clamp(1e-12, 1 - 1e-12)
         constant = -(share * share.log())
         if pair.loss in BINARY:

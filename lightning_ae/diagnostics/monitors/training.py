@@ -79,7 +79,8 @@ class TrainingMonitor(Monitor):
         self.accumulated = 1
         self.clips = False
         self.automatic = True
-        self._held_ids: set[int] = set()
+        #: parameters of each optimizer
+        self._held_by: list[set[int]] = []
         self._before: dict[str, Tensor] = {}
         self._leftover: list[Tensor] = []
         self._fresh = True
@@ -95,7 +96,7 @@ class TrainingMonitor(Monitor):
         super().on_train_start(trainer, pl_module)
         held = self._in_optimizers(trainer, pl_module)
         self.held |= {name for _, name in held}
-        self._held_ids = {identity for identity, _ in held}
+        self._held_by = [{id(p) for group in o.param_groups for p in group["params"]} for o in trainer.optimizers]
         self.automatic = pl_module.automatic_optimization
         self.clips = trainer.gradient_clip_val is not None
         self.accumulated = trainer.accumulate_grad_batches
@@ -120,13 +121,17 @@ class TrainingMonitor(Monitor):
         """Look for gradients that are there before the first backward pass of a step: ``zero_grad`` was forgotten."""
         if self._probe is None or not self._probe.looks_at(self) or not self._fresh:
             return
-        # of parameters that no optimizer holds nobody zeroes the gradients
-        found = [p.grad for p in pl_module.parameters() if p.grad is not None and id(p) in self._held_ids]
-        left = [gradient for gradient in found if not gradient.is_sparse]
+        there = [(id(p), p.grad) for p in pl_module.parameters() if p.grad is not None and not p.grad.is_sparse]
         if pl_module.automatic_optimization:
             self._fresh = False  # what accumulates later in the window is wanted
-        norm = torch.stack([g.float().abs().max() for g in left]).max() if left else torch.zeros((), device=loss.device)
-        self._leftover.append(norm)
+        # of each optimizer by itself: what another one holds is zeroed before its own backward pass; and of parameters
+        # that no optimizer holds nobody zeroes the gradients
+        none = torch.zeros((), device=loss.device)
+        largest = []
+        for held in self._held_by:
+            own = [gradient.float().abs().max() for identity, gradient in there if identity in held]
+            largest.append(torch.stack([value.to(loss.device) for value in own]).max() if own else none)
+        self._leftover.append(torch.stack(largest or [none]))
 
     def on_step(self, trainer: L.Trainer | None, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Note the optimizer's settings, and which of its parameters have no gradient."""
@@ -160,9 +165,9 @@ class TrainingMonitor(Monitor):
         left, self._leftover, self._fresh = self._leftover, [], True
         if left:
             # of several backward passes of a batch one at least begins anew, if gradients are zeroed at all
-            least = torch.stack([value.to(left[0].device) for value in left]).min()
+            least = torch.stack(left).amin(0)
             self.counters.add("leftover", "looks", 1)
-            self.counters.add("leftover", "found", least.gt(0))
+            self.counters.add("leftover", "found", least.gt(0).any())
         if trainer is not None:
             self.total_steps = trainer.global_step
             batches = trainer.num_training_batches
