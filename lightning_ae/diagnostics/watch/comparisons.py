@@ -159,7 +159,7 @@ class Comparisons:
         probability = self.lineage.probability(log)
         if probability is None:
             return None
-        return self._compare("target × log", probability, target, -out.detach(), {"reduction": "none"})
+        return self._compare("target × log", probability, target, -out.detach(), {"reduction": "none"}, log)
 
     def _compare(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import lightning as L
 import pytest
@@ -101,6 +102,11 @@ class TestFind:
             changes = {f.change for f in report.findings if f.change is not None}
             assert not any((knob, -way) in changes for knob, way in changes)
             assert report.findings
+
+    def test_each_cause_has_tests_of_its_own(self):
+        classes = "".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("test_*.py"))
+        for name in CAUSES:
+            assert f"class Test{name.title().replace('_', '')}:" in classes
 
     def test_each_cause_is_declared_whole(self):
         for name, declared in CAUSES.items():

@@ -138,10 +138,11 @@ class TestPosterior:
     def test_what_is_none(self):
         parts = {"a": nn.Linear(4, 2), "b": nn.Linear(4, 2)}
         x = torch.randn(8, 4)
-        # a softmax by hand; a product of two that learn; an exponential of what no layer gives
+        # a softmax by hand; a product of two that learn; an exponential of what no layer gives; one noise for all
         for run in (
             lambda m, x: m.a(x).exp() / m.a(x).exp().sum(1, keepdim=True),
             lambda m, x: m.a(x) * m.b(x).exp(),
             lambda m, x: torch.randn(8, 2) * m.a(x).relu().exp(),
+            lambda m, x: m.a(x) + torch.randn(8, 1) * m.b(x).exp(),
         ):
             assert "posterior" not in [kind for kind, _ in kinds(Wired(run, **parts), x)]
