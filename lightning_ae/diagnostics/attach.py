@@ -202,7 +202,7 @@ class DiagnosticsReport(L.Callback):
             if type(monitor).__name__ in state_dict["monitors"]:
                 monitor.load_state_dict(state_dict["monitors"][type(monitor).__name__])
         self._over_time = dict(state_dict["over_time"])
-        self._validation.load_state_dict(state_dict["validation"])
+        self._validation.load_state_dict(state_dict.get("validation", {"losses": {}}))
 
     # -- the report -------------------------------------------------------------------------------------------
 

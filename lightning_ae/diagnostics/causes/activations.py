@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-
-from torch import Tensor
+from collections.abc import Iterator
 
 from lightning_ae.diagnostics.causes.base import SQUASHING, Evidence, Look, Severity, Stage, cause
 
@@ -42,7 +40,7 @@ def dead_units(e: Evidence) -> Iterator[Look]:
         for site, units in e.dead.dead_units().items()
         if len(units) and not e.is_output(site) and not e.is_code(site) and samples[site] >= 100
     }
-    found = {site: units for site, units in found.items() if _first_to_say(site, found, frequencies)}
+    found = {site: units for site, units in found.items() if _first_to_say(e, site)}
     shares = {site: len(units) / e.dead.sites[site].units for site, units in found.items()}
     many = {site: share for site, share in shares.items() if share >= 0.2}
     if len(many) > 3:
@@ -102,14 +100,11 @@ def dead_units(e: Evidence) -> Iterator[Look]:
             )
 
 
-def _first_to_say(site: str, found: Mapping[str, Tensor], frequencies: Mapping[str, Tensor]) -> bool:
-    """Whether no site before it has the same units firing as often: a ReLU on what has passed one adds nothing."""
-    for earlier in found:
-        if earlier == site:
-            return True
-        if frequencies[earlier].shape == frequencies[site].shape and frequencies[earlier].equal(frequencies[site]):
-            return False
-    return True
+def _first_to_say(e: Evidence, site: str) -> bool:
+    """Whether it does not act on what another activation gives, whose units then fire as often."""
+    frequencies = e.dead.firing_frequency()
+    before = e.output.after.get(site)
+    return before not in frequencies or not frequencies[before].equal(frequencies[site])
 
 
 def _milder(e: Evidence, severity: Severity) -> Severity:

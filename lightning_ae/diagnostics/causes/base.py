@@ -202,7 +202,9 @@ class Evidence:
     @property
     def trained(self) -> float:
         """Loss over that of the best constant, in training, later in the run; NaN if nothing was heard."""
-        return self.out.get("relative", math.nan)
+        # labels that are made up in the step, as for a discriminator, say nothing of what was learnt
+        made_up = self.pair is not None and not self.pair.is_data and self.out.get("binary", 0.0) > 0.999
+        return math.nan if made_up else self.out.get("relative", math.nan)
 
     @property
     def relative(self) -> float:
@@ -240,13 +242,10 @@ class Evidence:
 
     @property
     def progress(self) -> tuple[list[int], list[float]]:
-        """The loss of the main comparison relative to the variance of its targets, or the loss itself, look by look."""
+        """The error of the main comparison over the variance (or label entropy) of its targets, look by look."""
         steps, errors = self.curve(f"{self.main}/error")
-        _, spreads = self.curve(f"{self.main}/variance")
-        if not errors:
-            return self.curve("loss")
-        level = sum(s for s in spreads if math.isfinite(s)) / max(1, len(spreads))
-        return (steps, [error / level for error in errors]) if level > 0 else self.curve("loss")
+        level = self.out.get("label_entropy", self.out.get("x_variance", 0.0))
+        return (steps, [error / level for error in errors]) if errors and level > 0 else ([], [])
 
     @property
     def update(self) -> float:

@@ -22,7 +22,7 @@ def posterior_collapse(e: Evidence) -> Iterator[Look]:
         yield Look(
             # dimensions that are not needed collapse in a healthy model too
             "error"
-            if total < 0.1 and not e.relative < 0.15
+            if total < 0.1 and (e.relative > 0.15 or "kl" in e.code) and not e.relative < 0.15
             else "warning"
             if off > 0.9 * len(kl) and total < 0.5
             else "info",

@@ -13,7 +13,7 @@ _OWN = {
     "binary_cross_entropy_with_logits": "sigmoid",
     "multilabel_soft_margin_loss": "sigmoid",
 }
-_HARMLESS = {"log_softmax", "dropout", "layer", "norm", "log", "clamp", "divide", "add"}
+_HARMLESS = {"log_softmax", "dropout", "layer", "norm", "batch_norm", "log", "clamp", "divide", "add", "scale"}
 
 
 @cause(Stage.CERTAIN, "Stack Overflow 33969059 and 45337371, in DeepFD's benchmark")
@@ -49,7 +49,7 @@ def double_activation(e: Evidence) -> Iterator[Look]:
                 "That squeezes its output into a part of its range: probabilities can no longer get near 0 and 1, and "
                 f"gradients are small. Remove the {before}: give {pair.loss} what the last layer puts out.",
             )
-        if pair.loss == "nll_loss" and before != "log_softmax" and before not in ("log", "logsigmoid"):
+        if pair.loss == "nll_loss" and pair.path and (before == "layer" or before in RANGES) and before[:3] != "log":
             what = "a softmax" if before == "softmax" else "what no log_softmax has passed"
             yield Look(
                 "error",
@@ -80,7 +80,7 @@ def softmax_multilabel(e: Evidence) -> Iterator[Look]:
     """Targets are 0 or 1 and several in a row may be 1 (or none), and the prediction is a softmax."""
     for name, pair in e.pairs.items():
         figures = e.figures(name)
-        softmax = "softmax" in pair.path[:3] or pair.loss == "cross_entropy"
+        softmax = ("softmax" in pair.path[:3] and pair.loss != "target × log") or pair.loss == "cross_entropy"
         if not softmax or pair.classes or figures.get("binary", 0.0) < 0.999 or figures.get("columns", 1) < 2:
             continue
         several = figures["several_in_a_row"]
@@ -153,6 +153,9 @@ def label_loss(e: Evidence) -> Iterator[Look]:
 def squared_error_sigmoid(e: Evidence) -> Iterator[Look]:
     """More than 5 % of the outputs that are wrong get less than 1 % of their error as gradient."""
     starved, ratio = e.saturation.starved_fraction(), e.saturation.output_ratio()
+    if starved != starved:
+        starved = e.out.get("starved", 0.0)
+    told = f" (on average {ratio:.2g} of it)" if ratio == ratio else ""
     if starved > 0.05 and e.squashes and e.relative > 0.02:
         instead = "BernoulliNLL()" if e.ours else "binary_cross_entropy_with_logits and no sigmoid"
         yield Look(
@@ -160,8 +163,7 @@ def squared_error_sigmoid(e: Evidence) -> Iterator[Look]:
             "output",
             "starved_fraction",
             starved,
-            f"{starved:.0%} of the outputs that are wrong get less than 1 % of their error as gradient (on average "
-            f"{ratio:.2g} of it).",
+            f"{starved:.0%} of the outputs that are wrong get less than 1 % of their error as gradient{told}.",
             f"Squared error through a {e.output.activation} is flat where it is confidently wrong. Use {instead}, "
             "whose gradient at the pre-activation is x̂ − x.",
         )

@@ -56,9 +56,11 @@ def learning_rate_high(e: Evidence) -> Iterator[Look]:
         last = mean(finite[-max(1, len(finite) // 4) :])
         best = min(finite)
         jumped = worst > 10 * abs(first) + 1e-9 and (not e.relative < 0.5 or last > first)
-        _, course = e.progress if e.main is not None else ([], [])
+        _, course = e.progress
         apart = [v for v in course if math.isfinite(v)]
-        thrown_early = len(apart) > 2 and max(apart) > max(3.0, 2 * apart[0]) and not e.relative < 0.3
+        # not one look alone: an outlier of a batch is no explosion
+        above = sum(v > max(3.0, 2 * apart[0]) for v in apart)
+        thrown_early = len(apart) > 2 and above >= 2 and not e.relative < 0.3
         grew = last > 10 * abs(best) + 1e-6 and last > first and not e.relative < 0.5
         wild = e.out.get("fvu", 0.0) > 20 and "loss" in e.out and not e.relative < 20 and last > 0.5 * first
         thrown = e.out.get("fvu", 0.0) > 100 and e.update > 1e-2

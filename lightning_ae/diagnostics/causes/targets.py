@@ -31,7 +31,7 @@ def bce_target_range(e: Evidence) -> Iterator[Look]:
 def target_out_of_reach(e: Evidence) -> Iterator[Look]:
     """Targets lie where the activation of the output can never get: more than 1 in 1,000 outside its range."""
     pair = e.pair
-    if pair is None or pair.loss in BINARY or pair.loss in CLASSES:
+    if pair is None or pair.loss in BINARY or pair.loss in CLASSES or pair.loss == "kl_div":
         return
     low, high = e.output.range
     outside, beyond = e.out.get("outside", 0.0), e.out.get("beyond", 0.0)
@@ -60,15 +60,18 @@ def one_class(e: Evidence) -> Iterator[Look]:
     pair = e.pair
     if pair is None or e.reconstructs or not pair.is_data:
         return
-    labels = e.out.get("classes")
-    alone = labels == 1 or (e.out.get("binary", 0.0) == 1 and e.out.get("x_variance", 1.0) == 0)
-    if alone and e.out.get("samples", 0) >= 8:
+    counts = e.output.labels()
+    seen = 0 if counts is None else int(counts.sum())
+    # rare ones may not come for a while
+    enough = seen >= (64 if e.training is None else min(1000.0, e.output.examples))
+    other = counts is not None and not pair.classes and int(counts[-1]) > 0
+    if counts is not None and int((counts > 0).sum()) == 1 and not other and enough:
         yield Look(
             "error",
             "targets",
             "classes",
             1.0,
-            f"All {e.n:,} labels are of one class.",
+            f"All {seen:,} labels are of one class (another one is rarer than {3 / seen:.1g}).",
             "Whatever the input, the answer is the same: look at how labels are made (a division by 255, an integer "
             "division, a comparison that is never true, data sorted by class and not shuffled).",
         )
@@ -127,7 +130,8 @@ def misaligned_pair(e: Evidence) -> Iterator[Look]:
                 "Each prediction is compared with another example: shuffle inputs and targets together.",
             )
     worst = max((v for v in (e.trained, e.validated()) if v == v), default=0.0)
-    found = None if e.reconstructs or worst < 0.85 else e.output.relation()
+    unlearnt = all(not e.figures(name).get("relative", 1.0) < 0.85 for name in e.pairs)
+    found = None if e.reconstructs or worst < 0.85 or not unlearnt else e.output.relation()
     if found is not None and found[0] < 1.3 * found[1]:
         yield Look(
             "error" if e.unlearnt(0.8) or e.validated() > 0.9 else "warning",

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from torch import nn
-
 from lightning_ae.diagnostics.causes.base import Evidence, Look, Severity, Stage, cause
 
 
@@ -93,11 +91,7 @@ def not_trained(e: Evidence) -> Iterator[Look]:
         # a pretrained part is frozen on purpose
         learnt = e.relative < (0.3 if why == "frozen" else 0.02)
         yield Look(
-            "info"
-            if learnt
-            else "error"
-            if e.unlearnt(0.25) or whole or why in ("forgotten", "detached")
-            else "warning",
+            _how_bad(e, why, whole, learnt),
             names_of[0],
             why,
             share,
@@ -110,6 +104,8 @@ def not_trained(e: Evidence) -> Iterator[Look]:
 def _how_bad(e: Evidence, why: str, whole: bool, learnt: bool) -> Severity:
     if learnt:
         return "info"
+    if why == "frozen" and not whole:
+        return "error" if e.unlearnt(0.9) else "warning"  # it may be on purpose
     return "error" if e.unlearnt(0.25) or whole or why in ("forgotten", "detached") else "warning"
 
 
@@ -134,13 +130,8 @@ def linear_stack(e: Evidence) -> Iterator[Look]:
 
 
 def _narrowest(e: Evidence) -> tuple[str, int] | None:
-    """The linear layer with the fewest outputs that worked, of a model that reconstructs."""
-    ran = e.training.ran if e.training is not None else set()
-    found = [
-        (module.out_features, name)
-        for name, module in e.model.named_modules()
-        if isinstance(module, nn.Linear) and (name in ran or not ran)
-    ]
+    """The linear layer with the fewest outputs that another layer reads."""
+    found = [(width, name) for name, width in e.output.widths.items()]
     return (min(found)[1], min(found)[0]) if found else None
 
 
@@ -185,7 +176,9 @@ def dropout_on_code(e: Evidence) -> Iterator[Look]:
 @cause(Stage.WIRING, "Goodfellow, Bengio & Courville 2016, Deep Learning, chapter 14: undercomplete autoencoders")
 def skip_connection(e: Evidence) -> Iterator[Look]:
     """The input itself is added or joined to what the decoder reads or gives, so that the code need not carry it."""
-    if e.reconstructs and e.output.skips:
+    narrow = _narrowest(e)
+    past = narrow is not None and narrow[1] < e.out.get("columns", 0) and e.output.goes_past()
+    if e.reconstructs and e.output.skips and past:
         where = next(iter(e.output.skips))
         yield Look(
             "error" if e.code.get("unread_fraction", 0.0) > 0.5 else "warning",

@@ -201,6 +201,14 @@ class Monitor(L.Callback):
         view._taken = {}
         return view
 
+    def forget_site(self, site: str) -> None:
+        """Drop all sums of a site, whose shapes are no longer what they were."""
+        self.counters.forget(site)
+        self._marks = [(n, {k: v for k, v in sums.items() if k[0] != site}) for n, sums in self._marks]
+        for sums in (self._first, self._taken, self._taken_before):
+            for key in [key for key in sums if key[0] == site]:
+                del sums[key]
+
     def settle(self, trainer: L.Trainer) -> None:
         """Bring late sums and curves of all ranks together; all of them call it, at the end of the fit."""
         if trainer.world_size > 1 and self._probe is not None:
@@ -249,6 +257,7 @@ class Monitor(L.Callback):
         """Take up the sums of an interrupted run: they are global, so one rank has them."""
         if trainer.global_rank > 0:
             self.counters.clear()
+            self._marks, self._first = [], {}
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int

@@ -32,7 +32,7 @@ class Curve:
         values = self._values.setdefault(name, [])
         values.append(value.detach().reshape(1))
         if len(values) >= 2 * _FOLD and len(values[-_FOLD]) == 1:  # few tensors, however long the run
-            values[:] = [torch.cat(values)]
+            values[:] = [torch.cat([value.to(values[-1].device) for value in values])]
 
     def read(self, name: str) -> tuple[list[int], list[float]]:
         """Steps and numbers."""
@@ -48,12 +48,13 @@ class Curve:
     def reduce(self, names: Sequence[str], mean: Callable[[Tensor], Tensor]) -> None:
         """Replace numbers by their mean over the ranks; of names that all ranks have seen at the same steps."""
         for name in names:
-            self._values[name] = [mean(torch.cat(self._values[name]).float())]
+            self._values[name] = [mean(torch.cat([value.cpu() for value in self._values[name]]).float())]
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint."""
         return {
-            name: {"steps": steps, "values": torch.cat(self._values[name]).cpu()} for name, steps in self._steps.items()
+            name: {"steps": steps, "values": torch.cat([value.cpu() for value in self._values[name]])}
+            for name, steps in self._steps.items()
         }
 
     def load(self, state: dict[str, Any]) -> None:

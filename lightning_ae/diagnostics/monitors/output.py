@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_ae.diagnostics.monitors.pairs import RANGES, Pair, add_numbers, add_pair, figures, variance
-from lightning_ae.diagnostics.monitors.relation import add_relation, relation
+from lightning_ae.diagnostics.monitors.relation import add_labels, add_likeness, add_relation, correlation, relation
 from lightning_ae.diagnostics.monitors.structure import StructureMonitor
 from lightning_ae.diagnostics.watch import Event, Site
 from lightning_ae.diagnostics.watch.batch import first_tensor
@@ -69,12 +70,17 @@ class OutputMonitor(StructureMonitor):
         self.pairs: dict[str, Pair] = {}
         #: activation applied to the output of another, with nothing in between: names of the sites
         self.twice: dict[str, str] = {}
+        #: activation on the output of another, whichever they are
+        self.after: dict[str, str] = {}
         #: the activation that gives the prediction, if one does
         self.site: str | None = None
         #: sums of the first epoch, of this rank
         self._relation = Counters()
         self._related = 0
         self.batch_size = 0
+        #: examples in an epoch
+        self.examples = math.inf
+        self._failed = False
         self._named: tuple[float, float] = (-math.inf, math.inf)
         self._weights: dict[str, float | Tensor] = {}
         self._forget()
@@ -84,6 +90,12 @@ class OutputMonitor(StructureMonitor):
         self._heard: list[Comparison] = []
         self._recent: deque[tuple[Tensor, Site]] = deque(maxlen=4)
         self._x_hat: Tensor | None = None
+        self._joined, self._read = [], None
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Leave nothing behind."""
+        super().on_exception(trainer, pl_module, exception)
+        self._forget()
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Join the probe of this Trainer, with no history."""
@@ -98,6 +110,8 @@ class OutputMonitor(StructureMonitor):
         site, last = event.site, self._recent[-1] if self._recent else None
         name = site.activation.name
         directly = last is not None and event.z is not None and same_numbers(event.z, last[0])
+        if last is not None and directly:
+            self.after[site.name] = last[1].name
         if last is not None and directly and name in RANGES and not _keeps(name, last[1].activation.name):
             self.twice[site.name] = last[1].name
         self._recent.append((event.y, site))
@@ -119,17 +133,28 @@ class OutputMonitor(StructureMonitor):
     # -- adding -----------------------------------------------------------------------------------------------
 
     def on_batch(self, trainer: L.Trainer | None, module: nn.Module, outputs: Any, batch: Any) -> None:
-        """Add a batch."""
+        """Add a batch; what fails here is no reason for training to end."""
+        try:
+            self._add_batch(trainer, module, outputs, batch)
+        except Exception as error:
+            if not self._failed:
+                rank_zero_warn(f"The report could not read a batch and goes on: {type(error).__name__}: {error}")
+            self._failed = True
+            self._forget()
+
+    def _add_batch(self, trainer: L.Trainer | None, module: nn.Module, outputs: Any, batch: Any) -> None:
         self._step = trainer.global_step if trainer is not None else self._step + 1
         loss = outputs if isinstance(outputs, Tensor) else outputs.get("loss") if isinstance(outputs, Mapping) else None
         if isinstance(loss, Tensor):
             self._add_loss(loss.detach().float())
         x, heard, x_hat, recent = first_tensor(batch), self._heard, self._x_hat, list(self._recent)
+        read, joined = self._read, self._joined
         self._forget()
-        if x is not None and x.is_floating_point():
-            self.curve.add("nonfinite", self._step, (~x.isfinite()).sum().float())
-            if x.ndim > 1 and len(x) > 1:
-                self.curve.add("varies", self._step, x.ne(x[:1]).any().float())
+        given = x if read is None else read
+        if given is not None and given.is_floating_point():
+            self.curve.add("nonfinite", self._step, (~given.isfinite()).sum().float())
+            if given.ndim > 1 and len(given) > 1:
+                self.curve.add("varies", self._step, given.ne(given[:1]).any().float())
         self.batch_size = max(self.batch_size, 0 if x is None or x.ndim == 0 else len(x))
         if isinstance(module, Autoencoder) and isinstance(outputs, Mapping) and "output" in outputs:
             x = module.get_input(batch)
@@ -154,11 +179,21 @@ class OutputMonitor(StructureMonitor):
             target = named.target if named is not None and named.target.numel() == x.numel() else x
             self._add_reconstruction(target.reshape(x.shape), x_hat)
             heard = [c for c in heard if c is not named]
-        self._add_heard(heard, x)
-        if heard and x is not None and x.ndim and self._related < _examples(trainer, len(x)):
-            # no more than there are: an example that is seen again is no further evidence
-            self._related += len(x)
-            add_relation(self._relation.add, x, heard[0])
+        self._add_heard(heard, x, read)
+        for frame, data in joined:
+            for comparison in heard:
+                if data.numel() == comparison.target.numel() and comparison.target.is_floating_point():
+                    self.skips.add(frame)
+                    self.counters.add("skip", "same", correlation(data, comparison.target).gt(0.9999))
+                    self.counters.add("skip", "seen", 1)
+        if heard and given is not None and given.ndim:
+            if trainer is not None:
+                self.examples = float(trainer.num_training_batches) * len(given)
+            add_labels(self._relation.add, heard[0])
+            if self._related < min(20_000, self.examples):
+                # no more than there are: an example that is seen again is no further evidence
+                self._related += len(given)
+                add_relation(self._relation.add, given, heard[0])
             self._relation.flush()
         if x_hat is None and heard:
             x_hat = heard[0].prediction
@@ -173,34 +208,35 @@ class OutputMonitor(StructureMonitor):
             if before in RANGES and module.loss.output_activation == "sigmoid":
                 self.twice["the loss's own sigmoid"] = f"{before}, with which the decoder ends"
 
-    def _add_heard(self, heard: list[Comparison], x: Tensor | None) -> None:
+    def _add_heard(self, heard: list[Comparison], x: Tensor | None, read: Tensor | None) -> None:
         for number, comparison in enumerate(heard):
             same = sum(c.loss == comparison.loss for c in heard[:number])
             name = f"{comparison.loss}#{same}" if same else comparison.loss
             if name not in self.pairs:
                 self.pairs[name] = Pair.of(comparison)
-            pair = self.pairs[name]
+            pair, target = self.pairs[name], comparison.target
+            if target.ndim > 1 and not pair.classes:
+                columns = target.numel() // max(1, len(target))
+                if pair.columns and columns != pair.columns and not pair.ragged:
+                    pair.ragged = True
+                    self.forget_site(name)
+                pair.columns = columns
             self.counters.add(name, "heard", 1)
-            parts = add_pair(self.counters.add, name, comparison, pair, x)
+            parts = add_pair(self.counters.add, name, comparison, pair)
+            if not pair.classes and comparison.target_is_data:
+                add_likeness(self.counters.add, name, target, x, read)
             if number == 0 and comparison.value is not None and comparison.value.ndim == 0:
                 self.counters.add(name, "raw", comparison.value.float(), torch.float64)
                 self.counters.add(name, "raws", 1)
                 self.curve.add("raw", self._step, comparison.value)
             if parts is not None and number < 2:
-                self.curve.add(f"{name}/error", self._step, parts[0])
-                self.curve.add(f"{name}/variance", self._step, parts[1])
-            if comparison.loss == "binary_cross_entropy_with_logits":
-                before = next((m.name for m in comparison.path if m.name not in ("dropout",)), "layer")
-                if before in RANGES and before != "relu":
-                    self.twice["the loss's sigmoid"] = before
+                self.curve.add(f"{name}/error", self._step, parts)
 
     def _add_reconstruction(self, x: Tensor, x_hat: Tensor) -> None:
         if x.ndim < 2 or not x.is_floating_point() or x.numel() != x_hat.numel():
             return
         y, y_hat = full_precision(x).flatten(1), full_precision(x_hat.detach()).reshape(len(x), -1)
-        error, within = add_numbers(self.counters.add, "output", y, y_hat, self._named)
-        self.curve.add("output/error", self._step, error)
-        self.curve.add("output/variance", self._step, within)
+        self.curve.add("output/error", self._step, add_numbers(self.counters.add, "output", y, y_hat, self._named))
 
     def _add_loss(self, loss: Tensor) -> None:
         finite = loss.isfinite()
@@ -226,6 +262,10 @@ class OutputMonitor(StructureMonitor):
             "pairs": {name: asdict(pair) for name, pair in self.pairs.items()},
             "relation": nested(self._relation.totals()),
             "related": self._related,
+            "site": self.site,
+            "named": list(self._named),
+            "batch_size": self.batch_size,
+            "weights": self.weights,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -233,6 +273,9 @@ class OutputMonitor(StructureMonitor):
         super().load_state_dict(state_dict)
         self.history = [Moment(*row) for row in state_dict["history"]]
         self._related = state_dict.get("related", 0)
+        self.site, self.batch_size = state_dict.get("site"), state_dict.get("batch_size", 0)
+        self._named = tuple(state_dict.get("named", (-math.inf, math.inf)))
+        self._weights = dict(state_dict.get("weights", {}))
         self._relation.load(flat(state_dict.get("relation", {})), {})
         self.pairs = {name: Pair(**row) for name, row in state_dict.get("pairs", {}).items()}
 
@@ -301,6 +344,17 @@ class OutputMonitor(StructureMonitor):
         """Largest correlation of an input with a target, what chance gives, and the examples; None if not known."""
         return relation({key: value.cpu() for key, value in self._relation.totals().items()})
 
+    def labels(self) -> Tensor | None:
+        """How often each class was seen in the whole run, by this rank; None if the targets are no labels."""
+        found = self._relation.totals().get(("labels", "counts"))
+        return None if found is None else found.cpu()
+
+    def goes_past(self) -> bool:
+        """Whether the target itself was joined to what the prediction is computed from, in every step looked at."""
+        results = self.results()
+        seen = int(results.get(("skip", "seen"), torch.tensor(0)))
+        return seen > 0 and int(results["skip", "same"]) >= max(1, int(results[self.main() or "", "heard"]))
+
     def pair_figures(self, name: str, results: Mapping[Key, Tensor] | None = None) -> dict[str, float]:
         """Of one comparison."""
         return figures(self.results() if results is None else results, name, self.pairs.get(name))
@@ -324,12 +378,6 @@ class OutputMonitor(StructureMonitor):
         """``fvu`` and ``spread``."""
         found = self.figures(self._now)
         return {name: found[name] for name in ("fvu", "spread") if name in found}
-
-
-def _examples(trainer: L.Trainer | None, batch_size: int) -> float:
-    """In an epoch, at most 20,000."""
-    batches = math.inf if trainer is None else float(trainer.num_training_batches)
-    return min(20_000, batches * batch_size)
 
 
 def _keeps(activation: str, before: str) -> bool:

@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from lightning_ae.diagnostics.watch.comparisons import BINARY, CLASSES, Comparison
+from lightning_ae.diagnostics.watch.comparisons import BINARY, BY_HAND, CLASSES, REAL, Comparison
 from lightning_ae.diagnostics.watch.counters import Key
 from lightning_ae.losses.base import full_precision
 
@@ -30,6 +31,9 @@ RANGES = {
 }
 #: Rows of a batch in which hits of a classifier are counted, and classes up to which they are.
 HIT_ELEMENTS, MOST_CLASSES = 2**18, 4096
+#: Numbers of an event of which sums are kept; of more every n-th.
+MOST_COLUMNS = 2**14
+_ROBUST = {"l1_loss", "absolute difference", "smooth_l1_loss", "huber_loss"}
 Add = Callable[..., None]
 
 
@@ -45,6 +49,7 @@ class Pair:
         prediction_shape: with the batch.
         target_shape: with the batch.
         weighted: whether classes or elements have weights of their own, or labels are smoothed.
+        columns: numbers of a target; ragged: whether that changes, as for sequences of several lengths.
         classes: whether the target is an index of a class.
         is_data: whether the target is of the batch.
         learns: whether the target depends on what learns.
@@ -60,16 +65,17 @@ class Pair:
     classes: bool = False
     is_data: bool = True
     learns: bool = False
+    columns: int = 0
+    ragged: bool = False
 
     @property
     def activation(self) -> str:
         """The activation that gives the prediction; ``"identity"`` for a layer, and where it is not known."""
         if self.loss == "binary_cross_entropy_with_logits":
             return "bernoulli"
-        if self.loss == "cross_entropy":
+        if self.loss in ("cross_entropy", "target × log_softmax", "nll_loss", "kl_div"):
             return "softmax"
-        named = [name for name in self.path if name not in ("dropout", "layer", "norm")]
-        first = named[0] if named else "identity"
+        first = next((name for name in self.path if name != "dropout"), "identity")
         return first if first in RANGES else "identity"
 
     @property
@@ -82,6 +88,8 @@ class Pair:
         """Whether each prediction is compared with several targets: (B, 1) against (B,)."""
         if self.classes or not self.prediction_shape or not self.target_shape:
             return False
+        if self.loss in BY_HAND and len(self.prediction_shape) == len(self.target_shape):
+            return False  # distances of all to all
         if self.prediction_shape == self.target_shape:
             return False
         try:
@@ -98,7 +106,6 @@ class Pair:
             options.get("weight") is not None
             or options.get("pos_weight") is not None
             or bool(options.get("label_smoothing"))
-            or options.get("ignore_index", -100) != -100
         )
         classes = heard.loss in CLASSES and not heard.target.is_floating_point()
         softmax = next((made for made in heard.path if made.name in ("softmax", "log_softmax")), None)
@@ -117,34 +124,54 @@ class Pair:
         )
 
 
-def add_pair(add: Add, site: str, heard: Comparison, pair: Pair, x: Tensor | None) -> tuple[Tensor, Tensor] | None:
-    """Add a comparison; returns error and variance of this batch alone, for a curve."""
+def add_pair(add: Add, site: str, heard: Comparison, pair: Pair) -> Tensor | None:
+    """Add a comparison; returns the squared error of a row, or the loss of classes, for a curve."""
     prediction, target = heard.prediction, heard.target
+    if target.numel() == 0 or prediction.numel() == 0:
+        return None
     _add_value(add, site, heard)
     if pair.classes:
-        return _add_classes(add, site, prediction, target, heard.value)
+        return _add_classes(add, site, prediction, target, heard)
     if pair.broadcast or prediction.numel() != target.numel() or not prediction.is_floating_point():
         return None
-    if heard.loss == "binary_cross_entropy_with_logits":
+    if heard.loss in ("binary_cross_entropy_with_logits", "multilabel_soft_margin_loss"):
         prediction = full_precision(prediction).sigmoid()
-    elif heard.loss == "cross_entropy":
-        prediction = full_precision(prediction).softmax(1)
-    elif heard.loss in ("nll_loss", "kl_div"):
+    elif heard.loss in ("cross_entropy", "target × log_softmax"):
+        prediction = full_precision(prediction).softmax(1 if prediction.ndim > 1 and heard.loss[0] == "c" else -1)
+    elif heard.loss in ("nll_loss", "kl_div") or (
+        heard.loss == "poisson_nll_loss" and heard.options.get("log_input", True)
+    ):
         prediction = full_precision(prediction).exp()
     elif heard.loss == "target × log" and prediction.ndim > 1:
         # shares of what claims to be probabilities: without a softmax the logarithm alone is least where all are 1
         prediction = full_precision(prediction)
         prediction = prediction / prediction.sum(-1, keepdim=True).clamp(min=1e-12)
+    if heard.loss == "kl_div" and heard.options.get("log_target"):
+        target = full_precision(target).exp()
+    if heard.loss == "cross_entropy" and target.ndim > 2:
+        # a row for each position: classes are on axis 1
+        target, prediction = (t.movedim(1, -1).reshape(-1, t.shape[1]) for t in (target, prediction))
+    elif pair.ragged and target.ndim > 1:
+        target, prediction = (t.reshape(-1, t.shape[-1] if t.ndim > 2 else 1) for t in (target, prediction))
     rows = (len(target), -1) if target.ndim > 1 else (-1, 1)
     y, y_hat = full_precision(target.float()).reshape(rows), full_precision(prediction).reshape(rows)
+    if y.shape[1] > MOST_COLUMNS:
+        step = -(-y.shape[1] // MOST_COLUMNS)
+        y, y_hat = y[:, ::step], y_hat[:, ::step]
+    if heard.loss in _ROBUST and len(y) >= 8:
+        _add_robust(add, site, heard, y, y_hat)
     if heard.loss in BINARY or heard.loss in CLASSES:
         inside = y.clamp(0, 1)
         entropy = -(torch.xlogy(inside, inside))
         if heard.loss in BINARY:
             entropy = entropy - torch.xlogy(1 - inside, 1 - inside)
         add(site, "entropy", entropy.sum(), torch.float64)
-    if x is not None and x.is_floating_point() and x.numel() == y.numel() and y.shape[1] > 1:
-        _add_likeness(add, site, y, full_precision(x).reshape(y.shape))
+    if heard.loss in REAL and pair.path[:1] in (["sigmoid"], ["tanh"]):
+        # of what is wrong by more than 0.01, who gets less than 1 % of it as gradient of a squared error
+        slope = y_hat * (1 - y_hat) if pair.path[0] == "sigmoid" else 1 - y_hat.square()
+        wrong = (y_hat - y).abs() > 0.01
+        add(site, "wrong", wrong.sum())
+        add(site, "starved", (wrong & (2 * slope < 0.01)).sum())
     return add_numbers(add, site, y, y_hat, pair.range)
 
 
@@ -154,59 +181,57 @@ def _add_value(add: Add, site: str, heard: Comparison) -> None:
     value = heard.value.float()
     if value.ndim:
         # one number for each element where it is written out, one for each example where torch gives them
-        per_row = heard.loss == "target × log" or (heard.loss == "cross_entropy" and value.shape == heard.target.shape)
-        value = value.sum() / max(1, len(value)) if per_row else value.mean()
+        per_row = heard.loss in ("target × log", "target × log_softmax")
+        value = value.sum() / max(1, value.numel() // value.shape[-1]) if per_row else value.mean()
     elif heard.options.get("reduction") == "sum":
-        size = len(heard.target) if heard.loss in CLASSES else heard.target.numel()
+        soft = heard.loss in CLASSES and heard.target.is_floating_point() and heard.target.ndim > 1
+        size = heard.target.numel() // (heard.target.shape[1] if soft else 1)
         value = value / max(1, size)
     finite = value.isfinite()
     add(site, "value", torch.where(finite, value, 0.0), torch.float64)
     add(site, "values", finite)
 
 
-def _add_classes(
-    add: Add, site: str, prediction: Tensor, target: Tensor, value: Tensor | None
-) -> tuple[Tensor, Tensor] | None:
+def _add_robust(add: Add, site: str, heard: Comparison, y: Tensor, y_hat: Tensor) -> None:
+    """Add the loss of the prediction and of each batch's median, for losses that outliers do not rule."""
+    width = float(heard.options.get("beta", heard.options.get("delta", 1.0)))
+    for name, guess in (("own", y_hat), ("median", y.median(0).values.expand_as(y))):
+        if heard.loss in ("l1_loss", "absolute difference"):
+            value = (guess - y).abs().sum()
+        else:
+            value = functional.huber_loss(guess, y, reduction="sum", delta=width)
+        add(site, name, value, torch.float64)
+
+
+def _add_classes(add: Add, site: str, prediction: Tensor, target: Tensor, heard: Comparison) -> Tensor | None:
+    value, ignored = heard.value, int(heard.options.get("ignore_index", -100))
     number = prediction.shape[1 if prediction.ndim > 1 else 0]
     flat = target.reshape(-1)
     if number <= MOST_CLASSES:
-        inside = flat.ge(0) & flat.lt(number)
+        inside = flat.ge(0) & flat.lt(number) & flat.ne(ignored)
         counts = torch.zeros(number, dtype=torch.int64, device=flat.device)
         add(site, "classes", counts.scatter_add_(0, flat.clamp(0, number - 1).long(), inside.long()))
         if prediction.ndim == 2 and len(prediction) == len(flat):
             head = max(1, HIT_ELEMENTS // number)
-            add(site, "hits", (prediction[:head].argmax(1) == flat[:head]).sum())
-            add(site, "tries", min(head, len(flat)))
+            add(site, "hits", ((prediction[:head].argmax(1) == flat[:head]) & inside[:head]).sum())
+            add(site, "tries", inside[:head].sum())
     add(site, "rows", len(target) if target.ndim else 1)
-    return None if value is None or value.ndim else (value.float(), torch.ones_like(value, dtype=torch.float32))
+    return None if value is None or value.ndim else value.float()
 
 
-def _add_likeness(add: Add, site: str, y: Tensor, x: Tensor) -> None:
-    """Whether the target is the input, perhaps rescaled, or the input with its rows in another order."""
-    a, b = y - y.mean(), x - x.mean()
-    like = (a * b).sum() > 0.9999 * (a.square().sum() * b.square().sum()).sqrt().clamp(min=1e-30)
-    spread = b.square().mean().sqrt()
-    permuted = (a.mean(0) - b.mean(0)).abs().max() < 1e-4 * spread
-    add(site, "like_input", like)
-    add(site, "permuted", permuted & ~like)
-    add(site, "likeness", 1)
-
-
-def add_numbers(add: Add, site: str, y: Tensor, y_hat: Tensor, reach: tuple[float, float]) -> tuple[Tensor, Tensor]:
-    """Add real numbers, ``(rows, columns)`` each; returns squared error and variance within the batch."""
+def add_numbers(add: Add, site: str, y: Tensor, y_hat: Tensor, reach: tuple[float, float]) -> Tensor:
+    """Add real numbers, ``(rows, columns)`` each; returns the squared error of a row."""
     low, high = reach
     add(site, "rows", len(y))
     add(site, "nonfinite_data", (~y.isfinite()).sum())
     # sums of squares about each batch's own mean: exact for data far from 0, where a difference of sums is not
-    within = {}
     for name, values in (("x", y), ("x_hat", y_hat)):
         mean = values.mean(0)
         off = (values - mean).square().sum(0)
-        within[name] = off.sum()
         wide = mean if mean.device.type == "mps" else mean.double()
         add(site, name, wide * len(values), torch.float64)
         add(site, f"{name}_square", off + wide.square() * len(values), torch.float64)
-        add(site, f"{name}_within", within[name], torch.float64)
+        add(site, f"{name}_within", off.sum(), torch.float64)
     error = (y_hat - y).square().sum()
     add(site, "error", error, torch.float64)
     add(site, "binary", (y.eq(0) | y.eq(1)).sum())
@@ -229,7 +254,7 @@ def add_numbers(add: Add, site: str, y: Tensor, y_hat: Tensor, reach: tuple[floa
             add(site, "at_low", y_hat.le(low).sum(0))
         if width == width:
             add(site, "far", ((y - y.mean()).abs() > 0.05 * width).sum())
-    return error, within["x"]
+    return error / len(y)
 
 
 def variance(results: Mapping[Key, Tensor], site: str, name: str) -> Tensor:
@@ -281,6 +306,7 @@ def figures(results: Mapping[Key, Tensor], site: str, pair: Pair | None = None) 
         "below_zero": _get(results, site, "below") / numbers,
         "above_one": _get(results, site, "above") / numbers,
         "one_in_a_row": _get(results, site, "one") / rows if columns > 1 else 0.0,
+        "starved": _get(results, site, "starved") / max(1.0, _get(results, site, "wrong")),
         "several_in_a_row": _get(results, site, "several") / rows if columns > 1 else 0.0,
         "x_variance": total,
         "columns": float(columns),
@@ -292,6 +318,10 @@ def figures(results: Mapping[Key, Tensor], site: str, pair: Pair | None = None) 
     if within > 0:
         values["spread"] = _get(results, site, "x_hat_within") / within
     proper = pair is not None and (pair.loss != "target × log" or "softmax" in pair.path)
+    if _get(results, site, "median") > 0:
+        values["relative"] = _get(results, site, "own") / _get(results, site, "median")
+    if pair is not None and pair.weighted:
+        values.pop("relative", None)  # that of the best constant depends on the weights
     if (site, "entropy") in results and pair is not None and proper and "value" in values and not pair.weighted:
         share = x_mean.clamp(1e-12, 1 - 1e-12)
         constant = -(share * share.log())
@@ -319,7 +349,9 @@ def _class_figures(results: Mapping[Key, Tensor], site: str, value: float, pair:
     if tries:
         found["accuracy"] = _get(results, site, "hits") / tries
     if entropy > 0:
-        if pair is not None and not pair.weighted and value >= 0:
+        if pair is not None and pair.weighted:
+            return found  # the loss of the best constant depends on the weights
+        if pair is not None and value >= 0:
             found["relative"] = value / entropy
         elif tries:
             found["relative"] = (1 - found["accuracy"]) / (1 - found["largest_class"])

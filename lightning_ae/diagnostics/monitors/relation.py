@@ -1,4 +1,4 @@
-"""Whether targets have anything to do with inputs, as far as correlations tell."""
+"""What targets have to do with inputs: whether they are the inputs, and whether they correlate with them at all."""
 
 from __future__ import annotations
 
@@ -10,26 +10,28 @@ from torch import Tensor
 
 from lightning_ae.diagnostics.watch.comparisons import Comparison
 from lightning_ae.diagnostics.watch.counters import Key
+from lightning_ae.losses.base import full_precision
 
 #: Inputs and targets whose correlations are looked at.
 MOST_FEATURES, MOST_TARGETS = 256, 64
+MOST_LABELS = 4096
 Add = Callable[..., None]
 
 
 def add_relation(add: Add, x: Tensor, heard: Comparison) -> None:
     """Add products of inputs and targets, of as many features and targets as is cheap."""
-    target = heard.target
-    if not x.is_floating_point() or x.ndim < 2 or target.ndim == 0 or len(target) != len(x) or heard.target_learns:
+    target, wide = heard.target, torch.float32 if x.device.type == "mps" else torch.float64
+    if not x.is_floating_point() or x.ndim < 2 or target.ndim == 0 or len(target) != len(x) or not heard.target_is_data:
         return
     if not target.is_floating_point():
         number = heard.prediction.shape[1] if heard.prediction.ndim > 1 else 0
         if target.ndim != 1 or not 1 < number <= MOST_TARGETS:
             return
-        y = target[:, None].eq(torch.arange(number, device=target.device)).double()
+        y = target[:, None].eq(torch.arange(number, device=target.device)).to(wide)
     else:
-        y = target.flatten(1).double() if target.ndim > 1 else target[:, None].double()
+        y = target.flatten(1).to(wide) if target.ndim > 1 else target[:, None].to(wide)
     rows = x.flatten(1)
-    rows = rows[:, :: max(1, rows.shape[1] // MOST_FEATURES)].double()
+    rows = rows[:, :: max(1, rows.shape[1] // MOST_FEATURES)].to(wide)
     if y.shape[1] > MOST_TARGETS:
         return
     add("relation", "n", len(rows))
@@ -57,3 +59,56 @@ def relation(sums: Mapping[Key, Tensor]) -> tuple[float, float, int] | None:
     cross = (sums["relation", "xy"] / n - mean_x[:, None] * mean_y)[kept_x][:, kept_y]
     found = cross / (var_x[kept_x].sqrt()[:, None] * var_y[kept_y].sqrt())
     return float(found.abs().max()), math.sqrt(2 * math.log(2 * found.numel()) / n), n
+
+
+def correlation(x: Tensor, y: Tensor) -> Tensor:
+    """Of all numbers of two tensors of one size; 0 if one is constant."""
+    a, b = (
+        full_precision(x).flatten() - full_precision(x).mean(),
+        full_precision(y).flatten() - full_precision(y).mean(),
+    )
+    return (a * b).sum() / (a.square().sum() * b.square().sum()).sqrt().clamp(min=1e-30)
+
+
+def add_likeness(add: Add, site: str, y: Tensor, x: Tensor | None, read: Tensor | None) -> None:
+    """Whether a target is the input, perhaps rescaled, or the input with its rows in another order.
+
+    Args:
+        add: to a counter.
+        site: name of the comparison.
+        y: the target.
+        x: the batch's first tensor.
+        read: what the first layer with weights has read; the first tensor is the input if that is the same, or the same
+            with noise.
+    """
+    given = [t for t in (read, x) if t is not None and t.is_floating_point() and t.numel() == y.numel()]
+    if not given or y.ndim < 2 or y.numel() == len(y):
+        return
+    like = correlation(given[0], y) > 0.9999
+    if len(given) == 2:
+        like = like | ((correlation(given[1], y) > 0.9999) & (correlation(*given) > 0.3))
+    elif read is not None and given[0] is not read:
+        like = like & (read.numel() == 0)  # the layers read something else
+    rows, others = full_precision(y).reshape(len(y), -1), full_precision(given[0]).reshape(len(y), -1)
+    spread = (others - others.mean()).square().mean().sqrt()
+    permuted = (rows.mean(0) - others.mean(0)).abs().max() < 1e-4 * spread
+    add(site, "like_input", like)
+    add(site, "permuted", permuted & ~like)
+    add(site, "likeness", 1)
+
+
+def add_labels(add: Add, heard: Comparison) -> None:
+    """Add how often each class is the target: of an index, of rows with one 1, of 0 and 1."""
+    target, prediction = heard.target, heard.prediction
+    if not target.is_floating_point():
+        number = prediction.shape[1] if prediction.ndim > 1 else 0
+        if 0 < number <= MOST_LABELS:
+            flat = target.reshape(-1)
+            inside = flat.ge(0) & flat.lt(number) & flat.ne(int(heard.options.get("ignore_index", -100)))
+            counts = torch.zeros(number, dtype=torch.int64, device=flat.device)
+            add("labels", "counts", counts.scatter_add_(0, flat.clamp(0, number - 1).long(), inside.long()))
+    elif target.numel() == len(target):
+        flat = target.reshape(-1)
+        add("labels", "counts", torch.stack([flat.eq(0).sum(), flat.eq(1).sum(), (flat.ne(0) & flat.ne(1)).sum()]))
+    elif target.ndim == 2 and target.shape[1] <= MOST_LABELS:
+        add("labels", "counts", torch.cat([target.eq(1).sum(0), (target.ne(0) & target.ne(1)).sum().reshape(1)]))

@@ -47,6 +47,10 @@ class StructureMonitor(Monitor):
         self.linear: dict[str, tuple[str, int, int]] = {}
         #: share that a dropout drops, and the length of what it acts on
         self.dropouts: dict[str, tuple[float, int]] = {}
+        #: outputs of linear layers that another layer reads
+        self.widths: dict[str, int] = {}
+        self._joined: list[tuple[str, Tensor]] = []
+        self._read: Tensor | None = None
         #: modules in which data are joined to what is computed from them
         self.skips: set[str] = set()
 
@@ -60,7 +64,12 @@ class StructureMonitor(Monitor):
     def on_pattern(self, pattern: Pattern) -> None:
         """Note how the model is wired."""
         if pattern.kind == "skip":
-            self.skips.add(pattern.frame)
+            self._joined.append((pattern.frame, pattern.tensors[0]))
+        elif pattern.kind == "chain":
+            inner = pattern.layers[0]
+            maps = inner.weight is not None and inner.weight.ndim > 2
+            if not maps:
+                self.widths[inner.frame] = int(inner.tensor.shape[-1])
         elif pattern.kind == "posterior":
             self._add_posterior(*pattern.tensors)
         else:
@@ -103,6 +112,7 @@ class StructureMonitor(Monitor):
         if name not in self.entries and len(self.entries) >= MOST_ENTRIES:
             return
         self.entries[name] = isinstance(module, _NORMS)
+        self._read = x if self._read is None else self._read
         if not self.entries[name] and x.ndim > 1 and x.numel():
             dim = 1 if isinstance(module, _MAPS) else x.ndim - 1
             rows = full_precision(x).movedim(dim, -1).flatten(0, -2)
@@ -129,9 +139,15 @@ class StructureMonitor(Monitor):
 
     def state_dict(self) -> dict[str, Any]:
         """Sums over all ranks, and who reads the data."""
-        return {**super().state_dict(), "entries": dict(self.entries)}
+        known = {name: dict(getattr(self, name)) for name in ("entries", "twice", "widths")}
+        tables = {name: {k: list(v) for k, v in getattr(self, name).items()} for name in ("linear", "dropouts")}
+        return {**super().state_dict(), **known, **tables, "skips": sorted(self.skips)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up saved sums, and who reads the data."""
         super().load_state_dict(state_dict)
-        self.entries = dict(state_dict.get("entries", {}))
+        for name in ("entries", "twice", "widths"):
+            setattr(self, name, dict(state_dict.get(name, {})))
+        for name in ("linear", "dropouts"):
+            setattr(self, name, {k: tuple(v) for k, v in state_dict.get(name, {}).items()})
+        self.skips = set(state_dict.get("skips", []))

@@ -84,6 +84,7 @@ class TrainingMonitor(Monitor):
         self._before: dict[str, Tensor] = {}
         self._leftover: list[Tensor] = []
         self._fresh = True
+        self._stepped: set[int] = set()
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Join the probe of this Trainer, with nothing known."""
@@ -112,7 +113,7 @@ class TrainingMonitor(Monitor):
 
     def on_module(self, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         """Note who works, and who rests in evaluation mode."""
-        if module._parameters:
+        if module._parameters and (self._probe is None or self._probe.watch.learning):
             self.ran.add(name)
             if not module.training:
                 self.resting.add(name)
@@ -121,7 +122,7 @@ class TrainingMonitor(Monitor):
         """Look for gradients that are there before the first backward pass of a step: ``zero_grad`` was forgotten."""
         if self._probe is None or not self._probe.looks_at(self) or not self._fresh:
             return
-        there = [(id(p), p.grad) for p in pl_module.parameters() if p.grad is not None and not p.grad.is_sparse]
+        there = [(id(p), _local(p.grad)) for p in pl_module.parameters() if p.grad is not None and not p.grad.is_sparse]
         if pl_module.automatic_optimization:
             self._fresh = False  # what accumulates later in the window is wanted
         # of each optimizer by itself: what another one holds is zeroed before its own backward pass; and of parameters
@@ -136,6 +137,8 @@ class TrainingMonitor(Monitor):
     def on_step(self, trainer: L.Trainer | None, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Note the optimizer's settings, and which of its parameters have no gradient."""
         names = {id(p): clean_name(name) for name, p in module.named_parameters()}
+        own = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        self._stepped |= {i for i, held in enumerate(self._held_by) if held & own}
         for group in optimizer.param_groups:
             self._note(optimizer, group)
             for p in group["params"]:
@@ -151,7 +154,7 @@ class TrainingMonitor(Monitor):
         momentum = group.get("momentum", 0.0)
         lr, decay, momentum = (float(v) if isinstance(v, (int, float)) else math.nan for v in (lr, decay, momentum))
         kind = type(optimizer).__name__
-        decoupled = bool(group.get("decoupled_weight_decay", isinstance(optimizer, torch.optim.AdamW)))
+        decoupled = bool(group.get("decoupled_weight_decay", kind in ("AdamW", "Muon")))
         adaptive = "betas" in group or kind in ("RMSprop", "Adagrad", "Adadelta", "Rprop")
         found = Held(kind, lr, momentum if kind != "RMSprop" else 0.0, decay, decoupled, adaptive)
         same = [i for i, h in enumerate(self.settings) if h[:1] + h[2:] == found[:1] + found[2:]]
@@ -166,8 +169,11 @@ class TrainingMonitor(Monitor):
         if left:
             # of several backward passes of a batch one at least begins anew, if gradients are zeroed at all
             least = torch.stack(left).amin(0)
-            self.counters.add("leftover", "looks", 1)
-            self.counters.add("leftover", "found", least.gt(0).any())
+            # an optimizer that does not step here may be left to accumulate
+            steps = torch.tensor([i in self._stepped for i in range(len(least))]).to(least.device)
+            self.counters.add("leftover", "looks", steps)
+            self.counters.add("leftover", "found", least.gt(0) & steps)
+        self._stepped = set()
         if trainer is not None:
             self.total_steps = trainer.global_step
             batches = trainer.num_training_batches
@@ -182,11 +188,28 @@ class TrainingMonitor(Monitor):
     def compare(self, trainer: L.Trainer, module: nn.Module) -> None:
         """See which parameters are as they were when the fit began."""
         self.total_steps = trainer.global_step
+        # what a schedule has thawed since is not frozen
+        self.frozen = {clean_name(name) for name, p in module.named_parameters() if not p.requires_grad}
         now = _marks(module)
         same = [name for name, value in self._before.items() if name in now and now[name].shape == value.shape]
         if same:
             equal = torch.stack([(self._before[n] == now[n].to(self._before[n].device)).all().cpu() for n in same])
             self.unchanged = {name for name, flag in zip(same, equal.tolist(), strict=True) if flag}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Sums, and what is known of the parameters."""
+        known = {name: sorted(getattr(self, name)) for name in ("held", "ran", "resting")}
+        counts = {name: dict(getattr(self, name)) for name in ("without_gradient", "steps_of")}
+        return {**super().state_dict(), **known, **counts, "settings": [list(held) for held in self.settings]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up what was known."""
+        super().load_state_dict(state_dict)
+        for name in ("held", "ran", "resting"):
+            setattr(self, name, set(state_dict[name]))
+        for name in ("without_gradient", "steps_of"):
+            setattr(self, name, dict(state_dict[name]))
+        self.settings = [Held(*row) for row in state_dict["settings"]]
 
     def scalars(self) -> dict[str, float]:
         """Nothing is logged."""
@@ -195,11 +218,13 @@ class TrainingMonitor(Monitor):
     def piles_up(self) -> bool:
         """Whether gradients of the step before were there in every step looked at."""
         results = self.results()
-        looks = int(results.get(("leftover", "looks"), torch.tensor(0)))
+        if ("leftover", "looks") not in results:
+            return False
         # before the very first step there is nothing that could be left, and Lightning zeroes before each validation;
         # with manual optimization some steps may accumulate on purpose
         share = 0.5 if self.automatic else 0.95
-        return looks >= 4 and int(results["leftover", "found"]) >= max(3, share * (looks - 1))
+        counted = zip(results["leftover", "looks"].tolist(), results["leftover", "found"].tolist(), strict=True)
+        return any(looks >= 4 and found >= max(3, share * (looks - 1)) for looks, found in counted)
 
     @property
     def shrinkage(self) -> tuple[float, float]:
@@ -211,6 +236,12 @@ class TrainingMonitor(Monitor):
     def lr(self) -> float:
         """The largest learning rate."""
         return max((h.lr for h in self.settings if h.lr == h.lr), default=math.nan)
+
+
+def _local(gradient: Tensor) -> Tensor:
+    # of a sharded tensor the part that is here
+    local: Tensor = gradient.to_local() if hasattr(gradient, "to_local") else gradient
+    return local
 
 
 def _marks(module: nn.Module) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from lightning_ae.models import Autoencoder
 
 
 class ValidationMonitor(L.Callback):
-    """Hears what the loss compares in the first validation batch of each loader, and keeps the logged losses.
+    """Hears what the loss compares in the first batch of the first validation loader, and keeps the logged losses.
 
     It opens a watch of its own, in evaluation mode as the Trainer has set it, never at the sanity check.
 
@@ -33,8 +33,6 @@ class ValidationMonitor(L.Callback):
         self.seen = OutputMonitor(self.output, 1)
         #: losses that validation logs, by name: steps and values
         self.losses: dict[str, tuple[list[int], list[float]]] = {}
-        #: training losses in ``callback_metrics`` at the same times
-        self.training: tuple[list[int], list[float]] = ([], [])
         self._watch = Watch()
         self._open: OpenWatch | None = None
         self._eager: Eager | None = None

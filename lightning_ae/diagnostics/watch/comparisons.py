@@ -25,7 +25,6 @@ LOSSES: dict[Any, str] = {
     functional.poisson_nll_loss: "poisson_nll_loss",
     functional.gaussian_nll_loss: "gaussian_nll_loss",
     functional.multilabel_soft_margin_loss: "multilabel_soft_margin_loss",
-    functional.soft_margin_loss: "soft_margin_loss",
 }
 #: Losses whose prediction is to be a real number like the target.
 REAL = {
@@ -39,7 +38,9 @@ REAL = {
 }
 #: Losses of probabilities, or of what is made into them.
 BINARY = {"binary_cross_entropy", "binary_cross_entropy_with_logits", "multilabel_soft_margin_loss"}
-CLASSES = {"cross_entropy", "nll_loss", "target × log"}
+CLASSES = {"cross_entropy", "nll_loss", "target × log", "target × log_softmax"}
+#: Losses that are written out.
+BY_HAND = {"squared difference", "absolute difference", "target × log", "target × log_softmax"}
 
 _DIFFERENCES = {torch.sub, Tensor.sub, Tensor.__sub__, Tensor.__rsub__, torch.subtract, torch.rsub}
 _SQUARES = {Tensor.square, torch.square, Tensor.pow, torch.pow, Tensor.__pow__}
@@ -61,6 +62,7 @@ class Comparison(NamedTuple):
         options: the arguments of the call after the first two, by name.
         target_is_data: whether the target is of the batch, or made of it alone.
         target_learns: whether the target depends on what learns.
+        key: ``id`` of the prediction, while the call lasts.
     """
 
     loss: str
@@ -71,6 +73,7 @@ class Comparison(NamedTuple):
     options: Mapping[str, Any]
     target_is_data: bool
     target_learns: bool
+    key: int = 0
 
 
 class Comparisons:
@@ -106,19 +109,27 @@ class Comparisons:
     def _of_torch(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Tensor) -> Comparison | None:
         prediction = args[0] if args else kwargs.get("input")
         target = args[1] if len(args) > 1 else kwargs.get("target")
-        if not isinstance(prediction, Tensor) or not isinstance(target, Tensor):
+        if not isinstance(prediction, Tensor) or not isinstance(target, Tensor) or not prediction.numel():
             return None
+        if not self.evaluating and not out.requires_grad:
+            return None  # a figure for a log
         options = dict(kwargs)
         if func in (functional.cross_entropy, functional.nll_loss):
             options.update(
                 zip(("weight", "size_average", "ignore_index", "reduce", "reduction"), args[2:], strict=False)
             )
-        elif func is functional.binary_cross_entropy_with_logits or func is functional.binary_cross_entropy:
+        elif func is functional.kl_div:
+            options.update(zip(("size_average", "reduce", "reduction", "log_target"), args[2:], strict=False))
+        elif func is functional.poisson_nll_loss:
+            options.update(zip(("log_input",), args[2:], strict=False))
+        elif func in (functional.binary_cross_entropy_with_logits, functional.binary_cross_entropy):
             options.update(zip(("weight", "size_average", "reduce", "reduction"), args[2:], strict=False))
         return self._compare(LOSSES[func], prediction, target, out.detach(), options)
 
     def _difference(self, args: tuple[Any, ...], out: Tensor) -> None:
-        if len(args) < 2 or not (isinstance(args[0], Tensor) and isinstance(args[1], Tensor)) or out.ndim == 0:
+        if len(args) < 2 or not (isinstance(args[0], Tensor) and isinstance(args[1], Tensor)):
+            return
+        if out.ndim == 0 or not out.requires_grad or not out.numel():
             return
         a, b = args[0], args[1]
         if a.requires_grad and self.lineage.is_data(b):
@@ -140,7 +151,7 @@ class Comparisons:
 
     def _product(self, args: tuple[Any, ...], out: Tensor) -> Comparison | None:
         a, b = args[0], args[1]
-        if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
+        if not (isinstance(a, Tensor) and isinstance(b, Tensor)) or not out.requires_grad:
             return None
         if a is b and id(a) in self._differences and self._differences[id(a)][0] is a:
             _, prediction, target = self._differences.pop(id(a))
@@ -155,7 +166,8 @@ class Comparisons:
             return None
         path = self.lineage.of(log)
         if path and path[0].name == "log_softmax":
-            return self._compare("cross_entropy", path[0].source, target, -out.detach(), {"reduction": "none"}, log)
+            options = {"reduction": "none"}
+            return self._compare("target × log_softmax", path[0].source, target, -out.detach(), options, log)
         probability = self.lineage.probability(log)
         if probability is None:
             return None
@@ -173,6 +185,8 @@ class Comparisons:
         learns = prediction if grown is None else grown
         if not learns.requires_grad and not target.requires_grad and not self.evaluating:
             return None  # a figure for a log, or a step without gradients
+        if hasattr(prediction, "to_local") or hasattr(target, "to_local"):
+            return None  # parts of a tensor that is spread over devices
         swapped = target.requires_grad and self.lineage.is_data(prediction) and loss in REAL
         if swapped:
             prediction, target = target, prediction
@@ -185,4 +199,5 @@ class Comparisons:
             options,
             self.lineage.is_data(target),
             target.requires_grad,
+            id(prediction),
         )

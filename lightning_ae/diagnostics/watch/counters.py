@@ -92,6 +92,13 @@ class Counters:
         self._current, self._previous = {}, {}
         self._numbers, self._waiting = {}, {}
 
+    def forget(self, site: str) -> None:
+        """Drop all sums of a site."""
+        self.flush()
+        for span in (self._current, self._previous):
+            for key in [key for key in span if key[0] == site]:
+                del span[key]
+
     def keys(self) -> list[Key]:
         """What there is, in the order in which it was first met."""
         self.flush()

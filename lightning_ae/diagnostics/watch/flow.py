@@ -313,4 +313,7 @@ def _is_fresh(source: Origin) -> bool:
 
 def same_numbers(tensor: Tensor, other: Tensor) -> bool:
     """Whether one is the other, perhaps in another shape."""
-    return tensor.data_ptr() == other.data_ptr() and tensor.numel() == other.numel()
+    try:
+        return tensor.data_ptr() == other.data_ptr() and tensor.numel() == other.numel()
+    except RuntimeError:
+        return False  # sparse tensors have no storage

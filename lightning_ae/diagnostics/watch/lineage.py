@@ -31,13 +31,16 @@ _NAMES: dict[Any, str] = {
     **dict.fromkeys([functional.log_softmax, torch.log_softmax, Tensor.log_softmax], "log_softmax"),
     **dict.fromkeys(_LAYERS, "layer"),
     **dict.fromkeys(_DROPOUTS, "dropout"),
-    **dict.fromkeys([functional.batch_norm, functional.layer_norm, functional.group_norm], "norm"),
+    functional.batch_norm: "batch_norm",
+    **dict.fromkeys([functional.layer_norm, functional.group_norm, functional.instance_norm], "norm"),
     **dict.fromkeys([torch.log, Tensor.log, torch.log_], "log"),
     **dict.fromkeys([torch.clamp, Tensor.clamp, torch.clip, Tensor.clip, Tensor.clamp_], "clamp"),
     **dict.fromkeys([Tensor.div, torch.div, Tensor.__truediv__, torch.true_divide], "divide"),
     **dict.fromkeys([Tensor.__add__, Tensor.add, torch.add], "add"),
     **dict.fromkeys([Tensor.__mul__, Tensor.__rmul__, Tensor.mul, torch.mul], "scale"),
 }
+#: What has the shape of its argument and nothing else of it.
+_RANDOM = {torch.randn_like, torch.rand_like, torch.randint_like, torch.zeros_like, torch.ones_like, torch.full_like}
 #: What may stand between a probability and its logarithm.
 _GUARDS = {"clamp", "divide", "add"}
 
@@ -72,12 +75,13 @@ class Lineage:
     Args:
         batch: tensors, or tuples, lists or dicts of them; what is computed from them alone, without a parameter that
             learns, is data too.
+        memory: how many results are remembered, and kept in memory.
     """
 
-    def __init__(self, batch: Any = None) -> None:
+    def __init__(self, batch: Any = None, memory: int = 32) -> None:
         self._storages: dict[int, Tensor] = {}
         self._data: dict[int, weakref.ref[Tensor]] = {}
-        self._made: deque[Made] = deque(maxlen=48)
+        self._made: deque[Made] = deque(maxlen=memory)
         #: numbers in the batch's first tensor
         self.input_size = 0
         for tensor in _all_tensors(batch):
@@ -104,10 +108,11 @@ class Lineage:
     ) -> Made | None:
         """Follow one call; returns what is remembered of it."""
         listed = args[0][:4] if args and isinstance(args[0], (list, tuple)) else ()
-        if not out.requires_grad and any(self.is_data(a) for a in (*args, *listed)):
+        drawn = func in _RANDOM
+        if not out.requires_grad and not drawn and any(self.is_data(a) for a in (*args, *listed)):
             self._data[id(out)] = weakref.ref(out)
         name = _NAMES.get(func)
-        if name is None:
+        if name is None or out.layout is not torch.strided:
             return None
         source = args[0] if args else kwargs.get("input")
         if not isinstance(source, Tensor) or (name == "scale" and any(isinstance(a, Tensor) for a in args[1:2])):

@@ -54,7 +54,7 @@ class OpenWatch:
         batch: Any = None,
     ) -> None:
         self.watch, self.root, self.listeners, self.mask, self.flow = watch, root, listeners, mask, flow
-        self.lineage = Lineage(batch)
+        self.lineage = Lineage(batch, memory=32 if root.training else 8)
         self._comparisons = Comparisons(self.lineage, evaluating=not root.training)
         self._patterns = Patterns(self.lineage)
         self.active = True
@@ -123,13 +123,21 @@ class OpenWatch:
             return
         if output is None:
             return  # it has raised
+        self.watch.learning = torch.is_grad_enabled()
         with torch._C.DisableTorchFunction(), torch.no_grad():
             x = args[0] if args else None
             if module._parameters and isinstance(x, Tensor) and x.is_floating_point() and self.lineage.is_data(x):
-                for listener in self.listeners:
-                    listener.on_entry(frame.name, module, x.detach())
+                self._tell("on_entry", frame.name, module, x.detach())
             for listener in self.listeners:
                 listener.on_module(frame.name, module, args, output)
+
+    def _tell(self, what: str, *args: Any) -> None:
+        """Tell all; what they make of it is never a reason for training to end."""
+        for listener in self.listeners:
+            try:
+                getattr(listener, what)(*args)
+            except Exception as error:
+                self.watch.complain(type(listener).__name__, error)
 
     # -- what it calls ----------------------------------------------------------------------------------------
 
@@ -149,12 +157,14 @@ class OpenWatch:
             if frame is not None:
                 with torch._C.DisableTorchFunction(), torch.no_grad():
                     for pattern in self._patterns.of(func, args, kwargs, out, frame, made):
-                        for listener in self.listeners:
-                            listener.on_pattern(pattern)
+                        self._tell("on_pattern", pattern)
+            if frame is None and self._stack[-1].module is None:
+                return out  # inside a metric, say
             if (comparison := self._comparisons.of(func, args, kwargs, out)) is not None:
                 with torch._C.DisableTorchFunction(), torch.no_grad():
-                    for listener in self.listeners:
-                        listener.on_loss(comparison)
+                    if (skip := self._patterns.skip(comparison.key)) is not None:
+                        self._tell("on_pattern", skip)
+                    self._tell("on_loss", comparison)
         if self._stack[-1].name is None:
             return out  # no part of the model
         activation = FUNCTIONS.get(func)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics import Metric
 
@@ -24,12 +25,21 @@ class Registry:
         self.unit_dim = unit_dim
         self.sites: dict[tuple[Any, ...], Site] = {}
         self.ran: set[int] = set()
+        #: whether the module that has just returned was called where gradients are recorded
+        self.learning = True
+        self._complaints: set[str] = set()
         self.scratch: dict[Any, Tensor] = {}
         self._structure: tuple[Any, ...] = ()
         self._parameters: dict[int, str] = {}
         self._names: dict[int, list[str]] = {}
         self._excluded: set[int] = set()
         self._wrappers: set[int] = set()
+
+    def complain(self, who: str, error: Exception) -> None:
+        """Warn, once for each listener, that it has failed."""
+        if who not in self._complaints:
+            self._complaints.add(who)
+            rank_zero_warn(f"{who} could not read a step and goes on without it: {type(error).__name__}: {error}")
 
     def find(self, root: nn.Module) -> None:
         """Give names to all modules and parameters of a model, anew if any has changed."""
