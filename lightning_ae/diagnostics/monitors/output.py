@@ -13,13 +13,13 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from lightning_ae.diagnostics.monitors.pairs import RANGES, Pair, add_numbers, add_pair, figures, variance
-from lightning_ae.diagnostics.monitors.relation import add_labels, add_likeness, add_relation, correlation, relation
+from lightning_ae.diagnostics.monitors.pairs import RANGES, Pair, add_numbers, add_pair, figures, keeps, variance
+from lightning_ae.diagnostics.monitors.relation import add_likeness, correlation
 from lightning_ae.diagnostics.monitors.structure import StructureMonitor
 from lightning_ae.diagnostics.watch import Event, Site
 from lightning_ae.diagnostics.watch.batch import first_tensor
 from lightning_ae.diagnostics.watch.comparisons import Comparison
-from lightning_ae.diagnostics.watch.counters import Counters, Key, flat, nested
+from lightning_ae.diagnostics.watch.counters import Key
 from lightning_ae.diagnostics.watch.flow import same_numbers
 from lightning_ae.losses.base import full_precision
 from lightning_ae.models import Autoencoder
@@ -74,12 +74,7 @@ class OutputMonitor(StructureMonitor):
         self.after: dict[str, str] = {}
         #: the activation that gives the prediction, if one does
         self.site: str | None = None
-        #: sums of the first epoch, of this rank
-        self._relation = Counters()
-        self._related = 0
         self.batch_size = 0
-        #: examples in an epoch
-        self.examples = math.inf
         self._failed = False
         self._named: tuple[float, float] = (-math.inf, math.inf)
         self._weights: dict[str, float | Tensor] = {}
@@ -112,7 +107,7 @@ class OutputMonitor(StructureMonitor):
         directly = last is not None and event.z is not None and same_numbers(event.z, last[0])
         if last is not None and directly:
             self.after[site.name] = last[1].name
-        if last is not None and directly and name in RANGES and not _keeps(name, last[1].activation.name):
+        if last is not None and directly and name in RANGES and not keeps(name, last[1].activation.name):
             self.twice[site.name] = last[1].name
         self._recent.append((event.y, site))
         if site.name == self.output:
@@ -187,14 +182,7 @@ class OutputMonitor(StructureMonitor):
                     self.counters.add("skip", "same", correlation(data, comparison.target).gt(0.9999))
                     self.counters.add("skip", "seen", 1)
         if heard and given is not None and given.ndim:
-            if trainer is not None:
-                self.examples = float(trainer.num_training_batches) * len(given)
-            add_labels(self._relation.add, heard[0])
-            if self._related < min(20_000, self.examples):
-                # no more than there are: an example that is seen again is no further evidence
-                self._related += len(given)
-                add_relation(self._relation.add, given, heard[0])
-            self._relation.flush()
+            self._relate(trainer, given, heard[0])
         if x_hat is None and heard:
             x_hat = heard[0].prediction
         if x_hat is not None:
@@ -260,8 +248,6 @@ class OutputMonitor(StructureMonitor):
             **super().state_dict(),
             "history": [list(moment) for moment in self.history],
             "pairs": {name: asdict(pair) for name, pair in self.pairs.items()},
-            "relation": nested(self._relation.totals()),
-            "related": self._related,
             "site": self.site,
             "named": list(self._named),
             "batch_size": self.batch_size,
@@ -272,11 +258,9 @@ class OutputMonitor(StructureMonitor):
         """Take up saved sums, the history, and what was heard."""
         super().load_state_dict(state_dict)
         self.history = [Moment(*row) for row in state_dict["history"]]
-        self._related = state_dict.get("related", 0)
         self.site, self.batch_size = state_dict.get("site"), state_dict.get("batch_size", 0)
         self._named = tuple(state_dict.get("named", (-math.inf, math.inf)))
         self._weights = dict(state_dict.get("weights", {}))
-        self._relation.load(flat(state_dict.get("relation", {})), {})
         self.pairs = {name: Pair(**row) for name, row in state_dict.get("pairs", {}).items()}
 
     # -- reading ----------------------------------------------------------------------------------------------
@@ -286,10 +270,7 @@ class OutputMonitor(StructureMonitor):
         super().take(results, keep)
         now = self.figures(self.interval())
         if not self.history or self.history[-1].step != self._step:
-            missing = math.nan
-            self.history.append(
-                Moment(self._step, now.get("loss", missing), now.get("fvu", missing), now.get("spread", missing))
-            )
+            self.history.append(Moment(self._step, *(now.get(name, math.nan) for name in Moment._fields[1:])))
 
     @property
     def weights(self) -> dict[str, float]:
@@ -340,15 +321,6 @@ class OutputMonitor(StructureMonitor):
         stuck = (results[name, "at_low"] == rows) & (spread > 1e-6)
         return stuck.nonzero().flatten()[: None if spread[stuck].sum() >= 0.01 * spread.sum() else 0]
 
-    def relation(self) -> tuple[float, float, int] | None:
-        """Largest correlation of an input with a target, what chance gives, and the examples; None if not known."""
-        return relation({key: value.cpu() for key, value in self._relation.totals().items()})
-
-    def labels(self) -> Tensor | None:
-        """How often each class was seen in the whole run, by this rank; None if the targets are no labels."""
-        found = self._relation.totals().get(("labels", "counts"))
-        return None if found is None else found.cpu()
-
     def goes_past(self) -> bool:
         """Whether the target itself was joined to what the prediction is computed from, in every step looked at."""
         results = self.results()
@@ -378,9 +350,3 @@ class OutputMonitor(StructureMonitor):
         """``fvu`` and ``spread``."""
         found = self.figures(self._now)
         return {name: found[name] for name in ("fvu", "spread") if name in found}
-
-
-def _keeps(activation: str, before: str) -> bool:
-    """Whether an activation leaves the output of another as it is: a ReLU what is never negative."""
-    low, high = RANGES.get(before, (-math.inf, math.inf))
-    return low >= 0 and (activation == "relu" or (activation == "relu6" and high <= 6))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from lightning_ae.diagnostics.monitors.labels import add_classes, class_figures
 from lightning_ae.diagnostics.watch.comparisons import BINARY, BY_HAND, CLASSES, REAL, Comparison
 from lightning_ae.diagnostics.watch.counters import Key
 from lightning_ae.losses.base import full_precision
@@ -29,12 +30,16 @@ RANGES = {
     "logsigmoid": (-math.inf, 0.0),
     "log_softmax": (-math.inf, 0.0),
 }
-#: Rows of a batch in which hits of a classifier are counted, and classes up to which they are.
-HIT_ELEMENTS, MOST_CLASSES = 2**18, 4096
 #: Numbers of an event of which sums are kept; of more every n-th.
 MOST_COLUMNS = 2**14
 _ROBUST = {"l1_loss", "absolute difference", "smooth_l1_loss", "huber_loss"}
 Add = Callable[..., None]
+
+
+def keeps(activation: str, before: str) -> bool:
+    """Whether an activation leaves the output of another as it is: a ReLU what is never negative."""
+    low, high = RANGES.get(before, (-math.inf, math.inf))
+    return low >= 0 and (activation == "relu" or (activation == "relu6" and high <= 6))
 
 
 @dataclass
@@ -131,7 +136,7 @@ def add_pair(add: Add, site: str, heard: Comparison, pair: Pair) -> Tensor | Non
         return None
     _add_value(add, site, heard)
     if pair.classes:
-        return _add_classes(add, site, prediction, target, heard)
+        return add_classes(add, site, prediction, target, heard)
     if pair.broadcast or prediction.numel() != target.numel() or not prediction.is_floating_point():
         return None
     if heard.loss in ("binary_cross_entropy_with_logits", "multilabel_soft_margin_loss"):
@@ -203,22 +208,6 @@ def _add_robust(add: Add, site: str, heard: Comparison, y: Tensor, y_hat: Tensor
         add(site, name, value, torch.float64)
 
 
-def _add_classes(add: Add, site: str, prediction: Tensor, target: Tensor, heard: Comparison) -> Tensor | None:
-    value, ignored = heard.value, int(heard.options.get("ignore_index", -100))
-    number = prediction.shape[1 if prediction.ndim > 1 else 0]
-    flat = target.reshape(-1)
-    if number <= MOST_CLASSES:
-        inside = flat.ge(0) & flat.lt(number) & flat.ne(ignored)
-        counts = torch.zeros(number, dtype=torch.int64, device=flat.device)
-        add(site, "classes", counts.scatter_add_(0, flat.clamp(0, number - 1).long(), inside.long()))
-        if prediction.ndim == 2 and len(prediction) == len(flat):
-            head = max(1, HIT_ELEMENTS // number)
-            add(site, "hits", ((prediction[:head].argmax(1) == flat[:head]) & inside[:head]).sum())
-            add(site, "tries", inside[:head].sum())
-    add(site, "rows", len(target) if target.ndim else 1)
-    return None if value is None or value.ndim else value.float()
-
-
 def add_numbers(add: Add, site: str, y: Tensor, y_hat: Tensor, reach: tuple[float, float]) -> Tensor:
     """Add real numbers, ``(rows, columns)`` each; returns the squared error of a row."""
     low, high = reach
@@ -284,7 +273,9 @@ def figures(results: Mapping[Key, Tensor], site: str, pair: Pair | None = None) 
     if rows < 1:
         return values
     if (site, "classes") in results:
-        values |= _class_figures(results, site, values.get("value", math.nan), pair)
+        values |= class_figures(
+            results, site, values.get("value", math.nan), pair.weighted if pair is not None else False
+        )
     if (site, "error") not in results or rows < 2:
         return values
     spread, x_mean = variance(results, site, "x"), results[site, "x"] / rows
@@ -333,26 +324,3 @@ def figures(results: Mapping[Key, Tensor], site: str, pair: Pair | None = None) 
         if best - floor > 1e-9 and values["above_one"] == 0 and values["below_zero"] == 0:
             values["relative"] = max(0.0, (values["value"] - floor) / (best - floor))
     return values
-
-
-def _class_figures(results: Mapping[Key, Tensor], site: str, value: float, pair: Pair | None) -> dict[str, float]:
-    counts = results[site, "classes"].double()
-    share = counts / counts.sum().clamp(min=1)
-    entropy = float(-torch.xlogy(share, share).sum())
-    tries = _get(results, site, "tries")
-    found: dict[str, Any] = {
-        "samples": _get(results, site, "rows"),
-        "classes": float((counts > 0).sum()),
-        "largest_class": float(share.max()),
-        "label_entropy": entropy,
-    }
-    if tries:
-        found["accuracy"] = _get(results, site, "hits") / tries
-    if entropy > 0:
-        if pair is not None and pair.weighted:
-            return found  # the loss of the best constant depends on the weights
-        if pair is not None and value >= 0:
-            found["relative"] = value / entropy
-        elif tries:
-            found["relative"] = (1 - found["accuracy"]) / (1 - found["largest_class"])
-    return found

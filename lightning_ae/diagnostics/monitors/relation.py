@@ -14,7 +14,6 @@ from lightning_ae.losses.base import full_precision
 
 #: Inputs and targets whose correlations are looked at.
 MOST_FEATURES, MOST_TARGETS = 256, 64
-MOST_LABELS = 4096
 Add = Callable[..., None]
 
 
@@ -35,6 +34,8 @@ def add_relation(add: Add, x: Tensor, heard: Comparison) -> None:
     if y.shape[1] > MOST_TARGETS:
         return
     add("relation", "n", len(rows))
+    off = rows - rows.mean(0)
+    add("relation", "fourth", off.pow(4).sum(0), torch.float64)
     for name, value in (("x", rows.sum(0)), ("y", y.sum(0)), ("xx", (rows * rows).sum(0)), ("yy", (y * y).sum(0))):
         add("relation", name, value, torch.float64)
     add("relation", "xy", rows.T @ y, torch.float64)
@@ -52,7 +53,8 @@ def relation(sums: Mapping[Key, Tensor]) -> tuple[float, float, int] | None:
     var_x = (sums["relation", "xx"] / n - mean_x.square()).clamp(min=0)
     var_y = (sums["relation", "yy"] / n - mean_y.square()).clamp(min=0)
     # rare ones are far from normal, and their correlations too
-    kept_x = var_x > 0.05 * var_x.max().clamp(min=1e-30)
+    tails = sums["relation", "fourth"] / n / var_x.square().clamp(min=1e-300)
+    kept_x = (var_x > 1e-9 * (var_x + mean_x.square())) & (tails < 15)
     kept_y = var_y > 0.05 * var_y.max().clamp(min=1e-30)
     if not kept_x.any() or not kept_y.any() or float(var_x.max()) == 0 or float(var_y.max()) == 0:
         return None
@@ -95,20 +97,3 @@ def add_likeness(add: Add, site: str, y: Tensor, x: Tensor | None, read: Tensor 
     add(site, "like_input", like)
     add(site, "permuted", permuted & ~like)
     add(site, "likeness", 1)
-
-
-def add_labels(add: Add, heard: Comparison) -> None:
-    """Add how often each class is the target: of an index, of rows with one 1, of 0 and 1."""
-    target, prediction = heard.target, heard.prediction
-    if not target.is_floating_point():
-        number = prediction.shape[1] if prediction.ndim > 1 else 0
-        if 0 < number <= MOST_LABELS:
-            flat = target.reshape(-1)
-            inside = flat.ge(0) & flat.lt(number) & flat.ne(int(heard.options.get("ignore_index", -100)))
-            counts = torch.zeros(number, dtype=torch.int64, device=flat.device)
-            add("labels", "counts", counts.scatter_add_(0, flat.clamp(0, number - 1).long(), inside.long()))
-    elif target.numel() == len(target):
-        flat = target.reshape(-1)
-        add("labels", "counts", torch.stack([flat.eq(0).sum(), flat.eq(1).sum(), (flat.ne(0) & flat.ne(1)).sum()]))
-    elif target.ndim == 2 and target.shape[1] <= MOST_LABELS:
-        add("labels", "counts", torch.cat([target.eq(1).sum(0), (target.ne(0) & target.ne(1)).sum().reshape(1)]))

@@ -6,13 +6,17 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import lightning as L
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from lightning_ae.diagnostics.monitors.base import Monitor
-from lightning_ae.diagnostics.watch.counters import Key
+from lightning_ae.diagnostics.monitors.labels import add_labels
+from lightning_ae.diagnostics.monitors.relation import add_relation, relation
+from lightning_ae.diagnostics.watch.comparisons import Comparison
+from lightning_ae.diagnostics.watch.counters import Counters, Key, flat, nested
 from lightning_ae.diagnostics.watch.lineage import Made
 from lightning_ae.diagnostics.watch.patterns import Pattern
 from lightning_ae.losses.base import full_precision
@@ -41,6 +45,11 @@ class StructureMonitor(Monitor):
 
     def _start(self) -> None:
         self._step = 0
+        #: sums of the first epoch, of this rank, and how many examples they are of
+        self._relation = Counters()
+        self._related = 0
+        #: examples in an epoch
+        self.examples = math.inf
         #: modules that have read the data: whether they are normalisations
         self.entries: dict[str, bool] = {}
         #: a layer on the output of a layer with nothing between them that is not linear: inner, smaller outer width
@@ -137,11 +146,32 @@ class StructureMonitor(Monitor):
         add(f"norm/{name}", "looks", 1)
         add(f"norm/{name}", "positions", len(rows))
 
+    def _relate(self, trainer: L.Trainer | None, x: Tensor, heard: Comparison) -> None:
+        """Add what inputs and targets have to do with each other."""
+        if trainer is not None:
+            self.examples = float(trainer.num_training_batches) * len(x)
+        add_labels(self._relation.add, heard)
+        if self._related < min(20_000, self.examples):
+            # no more than there are: an example that is seen again is no further evidence
+            self._related += len(x)
+            add_relation(self._relation.add, x, heard)
+        self._relation.flush()
+
+    def relation(self) -> tuple[float, float, int] | None:
+        """Largest correlation of an input with a target, what chance gives, and the examples; None if not known."""
+        return relation({key: value.cpu() for key, value in self._relation.totals().items()})
+
+    def labels(self) -> Tensor | None:
+        """How often each class was seen in the whole run, by this rank; None if the targets are no labels."""
+        found = self._relation.totals().get(("labels", "counts"))
+        return None if found is None else found.cpu()
+
     def state_dict(self) -> dict[str, Any]:
         """Sums over all ranks, and who reads the data."""
         known = {name: dict(getattr(self, name)) for name in ("entries", "twice", "widths")}
+        related = {"relation": nested(self._relation.totals()), "related": self._related}
         tables = {name: {k: list(v) for k, v in getattr(self, name).items()} for name in ("linear", "dropouts")}
-        return {**super().state_dict(), **known, **tables, "skips": sorted(self.skips)}
+        return {**super().state_dict(), **known, **tables, **related, "skips": sorted(self.skips)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up saved sums, and who reads the data."""
@@ -150,4 +180,6 @@ class StructureMonitor(Monitor):
             setattr(self, name, dict(state_dict.get(name, {})))
         for name in ("linear", "dropouts"):
             setattr(self, name, {k: tuple(v) for k, v in state_dict.get(name, {}).items()})
+        self._relation.load(flat(state_dict.get("relation", {})), {})
+        self._related = state_dict.get("related", 0)
         self.skips = set(state_dict.get("skips", []))

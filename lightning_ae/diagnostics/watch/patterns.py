@@ -106,7 +106,7 @@ class Patterns:
         return found is not None and found() is tensor and not isinstance(tensor, nn.Parameter)
 
     def _scale(self, source: Tensor, out: Tensor) -> None:
-        """Remember an exponential whose argument is what a layer gives: half of it is a log-variance, else a log-std."""
+        """Remember an exponential of what a layer gives: of half a log-variance, or of a log-deviation."""
         at, value, halved = source.detach(), None, False
         for made in self.lineage.of(source):
             if made.name in ("scale", "divide"):

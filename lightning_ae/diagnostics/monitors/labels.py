@@ -1,0 +1,74 @@
+"""Targets that are classes: how often each is seen, and how often it is hit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_ae.diagnostics.watch.comparisons import Comparison
+from lightning_ae.diagnostics.watch.counters import Key
+
+#: Elements of a batch in which hits of a classifier are counted, and classes up to which they are.
+HIT_ELEMENTS, MOST_CLASSES = 2**18, 4096
+Add = Callable[..., None]
+
+
+def add_classes(add: Add, site: str, prediction: Tensor, target: Tensor, heard: Comparison) -> Tensor | None:
+    """Add targets that are indices of classes, and hits; returns the loss, for a curve."""
+    value, ignored = heard.value, int(heard.options.get("ignore_index", -100))
+    number = prediction.shape[1 if prediction.ndim > 1 else 0]
+    flat = target.reshape(-1)
+    if number <= MOST_CLASSES:
+        inside = flat.ge(0) & flat.lt(number) & flat.ne(ignored)
+        counts = torch.zeros(number, dtype=torch.int64, device=flat.device)
+        add(site, "classes", counts.scatter_add_(0, flat.clamp(0, number - 1).long(), inside.long()))
+        if prediction.ndim == 2 and len(prediction) == len(flat):
+            head = max(1, HIT_ELEMENTS // number)
+            add(site, "hits", ((prediction[:head].argmax(1) == flat[:head]) & inside[:head]).sum())
+            add(site, "tries", inside[:head].sum())
+    add(site, "rows", len(target) if target.ndim else 1)
+    return None if value is None or value.ndim else value.float()
+
+
+def class_figures(results: Mapping[Key, Tensor], site: str, value: float, weighted: bool) -> dict[str, float]:
+    """Of targets that are indices of classes."""
+    counts = results[site, "classes"].double()
+    share = counts / counts.sum().clamp(min=1)
+    entropy = float(-torch.xlogy(share, share).sum())
+    tries = float(results.get((site, "tries"), 0))
+    found: dict[str, Any] = {
+        "samples": float(results[site, "rows"]),
+        "classes": float((counts > 0).sum()),
+        "largest_class": float(share.max()),
+        "label_entropy": entropy,
+    }
+    if tries:
+        found["accuracy"] = float(results[site, "hits"]) / tries
+    if entropy > 0:
+        if weighted:
+            return found  # the loss of the best constant depends on the weights
+        if value >= 0:
+            found["relative"] = value / entropy
+        elif tries:
+            found["relative"] = (1 - found["accuracy"]) / (1 - found["largest_class"])
+    return found
+
+
+def add_labels(add: Add, heard: Comparison) -> None:
+    """Add how often each class is the target: of an index, of rows with one 1, of 0 and 1."""
+    target, prediction = heard.target, heard.prediction
+    if not target.is_floating_point():
+        number = prediction.shape[1] if prediction.ndim > 1 else 0
+        if 0 < number <= MOST_CLASSES:
+            flat = target.reshape(-1)
+            inside = flat.ge(0) & flat.lt(number) & flat.ne(int(heard.options.get("ignore_index", -100)))
+            counts = torch.zeros(number, dtype=torch.int64, device=flat.device)
+            add("labels", "counts", counts.scatter_add_(0, flat.clamp(0, number - 1).long(), inside.long()))
+    elif target.numel() == len(target):
+        flat = target.reshape(-1)
+        add("labels", "counts", torch.stack([flat.eq(0).sum(), flat.eq(1).sum(), (flat.ne(0) & flat.ne(1)).sum()]))
+    elif target.ndim == 2 and target.shape[1] <= MOST_CLASSES:
+        add("labels", "counts", torch.cat([target.eq(1).sum(0), (target.ne(0) & target.ne(1)).sum().reshape(1)]))
