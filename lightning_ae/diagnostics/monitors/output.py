@@ -183,8 +183,7 @@ class OutputMonitor(StructureMonitor):
                     self.counters.add("skip", "seen", 1)
         if heard and given is not None and given.ndim:
             self._relate(trainer, given, heard[0])
-        if x_hat is None and heard:
-            x_hat = heard[0].prediction
+        x_hat = heard[0].prediction if x_hat is None and heard else x_hat
         if x_hat is not None:
             self.site = next((site.name for y, site in reversed(recent) if same_numbers(y, x_hat)), self.site)
 
@@ -291,8 +290,7 @@ class OutputMonitor(StructureMonitor):
     def main(self, results: Mapping[Key, Tensor] | None = None) -> str | None:
         """Name of the comparison that matters: the reconstruction, else what was heard most often, and first."""
         sums = self.results() if results is None else results
-        found = self.reconstruction(sums)
-        if found is not None or not self.pairs:
+        if (found := self.reconstruction(sums)) is not None or not self.pairs:
             return found
         return max(self.pairs, key=lambda name: int(sums.get((name, "heard"), torch.tensor(0))))
 
