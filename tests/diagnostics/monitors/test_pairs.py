@@ -144,12 +144,19 @@ class TestClasses:
         monitor = heard(Given(), [(logits, y)], lambda p, batch: functional.cross_entropy(p, batch[1]))
         assert monitor.results()["cross_entropy", "classes"].sum() == 150
 
-    def test_with_weights_of_classes_it_is_the_share_of_errors(self, data):
+    @pytest.mark.parametrize("options", [{"weight": torch.arange(1.0, 6.0)}, {"label_smoothing": 0.1}])
+    def test_with_weights_of_classes_or_smooth_labels_there_is_no_relative(self, data, options):
         logits, y = data
-        weight = torch.arange(1.0, 6.0)
-        found = figures(Given(), [(logits, y)], lambda p, b: functional.cross_entropy(p, b[1], weight))
-        hits, largest = accuracy_score(y.numpy(), logits.argmax(1).numpy()), np.bincount(y.numpy()).max() / 200
-        assert found["relative"] == pytest.approx((1 - hits) / (1 - largest))
+        for target in (y, functional.one_hot(y, 5).float()):
+            found = figures(Given(), [(logits, target)], lambda p, b: functional.cross_entropy(p, b[1], **options))
+            assert "relative" not in found
+            assert found["value"] == pytest.approx(functional.cross_entropy(logits, target, **options).item())
+        found = figures(Given(), [(logits, y)], lambda p, b: functional.cross_entropy(p, b[1], **options))
+        counts = np.bincount(y.numpy(), minlength=5)
+        share = counts[counts > 0] / counts.sum()
+        assert found["accuracy"] == pytest.approx(accuracy_score(y.numpy(), logits.argmax(1).numpy()))
+        assert found["largest_class"] == pytest.approx(share.max())
+        assert found["label_entropy"] == pytest.approx(-(share * np.log(share)).sum())
 
     @pytest.mark.parametrize(
         "loss",

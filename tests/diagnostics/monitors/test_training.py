@@ -152,7 +152,8 @@ class TestPilesUp:
     @pytest.mark.parametrize("toggle", [True, False])
     def test_two_optimizers_that_take_turns(self, fit, toggle):
         monitor = fit(Adversarial(toggle=toggle))
-        assert int(monitor.results()["leftover", "looks"]) == 20
+        assert monitor.results()["leftover", "looks"].tolist() == [20, 20]
+        assert monitor.results()["leftover", "found"].tolist() == [0, 0]
         assert not monitor.piles_up()
 
     def test_accumulation_on_purpose(self, fit):

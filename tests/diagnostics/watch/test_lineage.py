@@ -70,7 +70,7 @@ class TestPath:
         lineage = opened(network, (x,))
         y = network(x).softmax(1)
         path = lineage.of(y)
-        assert names(path) == ["softmax", "dropout", "norm", "layer"]
+        assert names(path) == ["softmax", "dropout", "batch_norm", "layer"]
         assert (path[0].width, path[1].rate, path[3].frame) == (4, 0.3, "2")
         assert torch.equal(path[3].weight, network[2].weight)
         assert names(lineage.before(path[3])) == ["relu", "layer"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from lightning_ae.diagnostics.watch import Watch
 
@@ -20,15 +21,22 @@ class Eye:
         return lambda *args, **kwargs: None
 
 
-def look(network, x, grad=True):
+def look(network, x, grad=True, loss=None):
     eye = Eye()
     with Watch().open(network, [eye], None, (x,)), torch.set_grad_enabled(grad):
-        network(x)
+        y = network(x)
+        if loss is not None:
+            loss(y)
     return eye.patterns
 
 
 def kinds(network, x, **options):
     return [(pattern.kind, pattern.frame) for pattern in look(network, x, **options)]
+
+
+def told(y):
+    """A loss that is heard, whatever the prediction's shape."""
+    return functional.mse_loss(y, torch.zeros(y.shape))
 
 
 class Wired(nn.Module):
@@ -50,20 +58,36 @@ class TestLinearStack:
     )
     def test_two_layers_in_a_row(self, between):
         network = nn.Sequential(nn.Linear(4, 5), *between, nn.Linear(5, 3))
-        (pattern,) = look(network, torch.randn(8, 4))
-        assert (pattern.kind, pattern.frame) == ("linear stack", str(len(between) + 1))
-        inner, outer = pattern.layers
-        assert (inner.frame, outer.frame) == ("0", str(len(between) + 1))
-        assert torch.equal(inner.weight, network[0].weight)
-        assert torch.equal(outer.weight, network[-1].weight)
+        found = look(network, torch.randn(8, 4))
+        last = str(len(between) + 1)
+        assert [(pattern.kind, pattern.frame) for pattern in found] == [("chain", last), ("linear stack", last)]
+        for pattern in found:
+            inner, outer = pattern.layers
+            assert (inner.frame, outer.frame) == ("0", last)
+            assert torch.equal(inner.weight, network[0].weight)
+            assert torch.equal(outer.weight, network[-1].weight)
 
-    @pytest.mark.parametrize("between", [nn.ReLU(), nn.Tanh(), nn.GELU(), nn.Softmax(1)])
-    def test_an_activation_between(self, between):
-        assert kinds(nn.Sequential(nn.Linear(4, 5), between, nn.Linear(5, 3)), torch.randn(8, 4)) == []
+    @pytest.mark.parametrize(
+        "between", [nn.ReLU(), nn.Tanh(), nn.GELU(), nn.Softmax(1), nn.LayerNorm(5), nn.GroupNorm(1, 5)]
+    )
+    def test_an_activation_or_a_normalisation_of_each_example_between(self, between):
+        network = nn.Sequential(nn.Linear(4, 5), between, nn.Linear(5, 3))
+        (pattern,) = look(network, torch.randn(8, 4))
+        assert (pattern.kind, pattern.frame) == ("chain", "2")
+        assert torch.equal(pattern.layers[0].weight, network[0].weight)
+        assert torch.equal(pattern.layers[1].weight, network[2].weight)
+
+    def test_a_gap_between(self):
+        network = nn.Sequential(Wired(lambda m, x: m.layer(x).cos(), layer=nn.Linear(4, 5)), nn.Linear(5, 3))
+        assert kinds(network, torch.randn(8, 4)) == []
 
     def test_convolutions(self):
         network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Conv2d(2, 2, 3), nn.ReLU(), nn.Conv2d(2, 1, 3))
-        assert kinds(network, torch.randn(2, 1, 9, 9)) == [("linear stack", "1")]
+        assert kinds(network, torch.randn(2, 1, 9, 9)) == [
+            ("chain", "1"),
+            ("linear stack", "1"),
+            ("chain", "3"),
+        ]
 
     def test_nothing_without_gradients(self):
         assert kinds(nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 3)), torch.randn(8, 4), grad=False) == []
@@ -81,8 +105,38 @@ class TestSkip:
         ],
     )
     def test_data_past_a_layer(self, run):
-        network = nn.Sequential(Wired(run, layer=nn.Linear(4, 4)))
-        assert kinds(network, torch.randn(8, 4)) == [("skip", "0")]
+        network, x = nn.Sequential(Wired(run, layer=nn.Linear(4, 4))), torch.randn(8, 4)
+        (pattern,) = look(network, x, loss=told)
+        assert (pattern.kind, pattern.frame) == ("skip", "0")
+        assert any(torch.equal(pattern.tensors[0], data) for data in (x, x * 2))
+        assert not pattern.tensors[0].requires_grad
+
+    def test_only_with_a_prediction_that_comes_of_it(self):
+        network = Wired(lambda m, x: (m.layer(x) + x, m.other(x)), layer=nn.Linear(4, 4), other=nn.Linear(4, 4))
+        x = torch.randn(8, 4)
+        assert kinds(network, x) == []
+        assert kinds(network, x, loss=lambda y: told(y[1])) == []
+        assert kinds(network, x, loss=lambda y: told(y[0])) == [("skip", "")]
+        # through whatever comes after, up to the prediction
+        assert kinds(network, x, loss=lambda y: told((y[0].sigmoid() * 2).flatten(1))) == [("skip", "")]
+
+    def test_it_is_told_just_before_the_loss(self):
+        order = []
+
+        class Notes(Eye):
+            def on_pattern(self, pattern):
+                order.append(pattern.kind)
+
+            def on_loss(self, comparison):
+                order.append(comparison.loss)
+
+        network, x = Wired(lambda m, x: m.layer(x) + x, layer=nn.Linear(4, 4)), torch.randn(8, 4)
+        with Watch().open(network, [Notes()], None, (x,)):
+            y = network(x)
+            functional.l1_loss(m := network.layer(x), torch.zeros(8, 4))
+            assert m.requires_grad
+            functional.mse_loss(y, torch.zeros(8, 4))
+        assert order == ["l1_loss", "skip", "mse_loss"]
 
     @pytest.mark.parametrize(
         "run",
@@ -96,7 +150,7 @@ class TestSkip:
         ],
     )
     def test_what_is_none(self, run):
-        assert kinds(Wired(run, layer=nn.Linear(4, 4)), torch.randn(8, 4)) == []
+        assert kinds(Wired(run, layer=nn.Linear(4, 4)), torch.randn(8, 4), loss=told) == []
 
 
 def noise(mean, log_variance):
@@ -104,36 +158,39 @@ def noise(mean, log_variance):
 
 
 class TestPosterior:
+    # what is drawn, and the log-variance of it
     ways = pytest.mark.parametrize(
-        "draw",
+        ("draw", "of"),
         [
-            noise,
-            lambda m, v: m + (v / 2).exp() * torch.randn_like(v),
-            lambda m, v: torch.randn_like(m) * (v * 0.5).exp() + m,
-            lambda m, v: torch.randn_like(m) * torch.exp(v.clamp(-10, 10) * 0.5) + m,
-            lambda m, v: m + torch.mul(torch.randn_like(v), torch.exp(v)),
+            (noise, lambda v: v),
+            (lambda m, v: m + (v / 2).exp() * torch.randn_like(v), lambda v: v),
+            (lambda m, v: torch.randn_like(m) * (v * 0.5).exp() + m, lambda v: v),
+            (lambda m, v: torch.randn_like(m) * torch.exp(v.clamp(-0.1, 0.1) * 0.5) + m, lambda v: v.clamp(-0.1, 0.1)),
+            (lambda m, v: torch.randn_like(m) * torch.exp(v.tanh() * 0.5) + m, lambda v: v.tanh()),
+            (lambda m, v: m + torch.mul(torch.randn_like(v), torch.exp(v)), lambda v: 2 * v),
+            (lambda m, v: m + torch.randn_like(v) * v.clamp(-0.1, 0.1).exp(), lambda v: 2 * v.clamp(-0.1, 0.1)),
         ],
     )
 
     @ways
-    def test_two_layers(self, draw):
+    def test_two_layers(self, draw, of):
         network = Wired(lambda m, x: draw(m.a(x), m.b(x)), a=nn.Linear(4, 2), b=nn.Linear(4, 2))
         x = torch.randn(8, 4)
         (pattern,) = look(network, x)
         assert pattern.kind == "posterior"
         mean, log_variance = pattern.tensors
         assert torch.equal(mean, network.a(x))
-        assert torch.equal(log_variance, network.b(x))
+        assert torch.equal(log_variance, of(network.b(x)))
         assert not mean.requires_grad
 
     @ways
-    def test_two_halves_of_one(self, draw):
+    def test_two_halves_of_one(self, draw, of):
         network = Wired(lambda m, x: draw(*m.a(x).chunk(2, 1)), a=nn.Linear(4, 6))
         x = torch.randn(8, 4)
         (pattern,) = look(network, x)
         mean, log_variance = network.a(x).chunk(2, 1)
         assert torch.equal(pattern.tensors[0], mean)
-        assert torch.equal(pattern.tensors[1], log_variance)
+        assert torch.equal(pattern.tensors[1], of(log_variance))
 
     def test_what_is_none(self):
         parts = {"a": nn.Linear(4, 2), "b": nn.Linear(4, 2)}
