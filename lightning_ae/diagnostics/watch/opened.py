@@ -152,19 +152,10 @@ class OpenWatch:
         if torch._C._functorch.is_functorch_wrapped_tensor(out):
             return out  # a derivative of the model, not a pass through it
         if not _in_backward():
-            frame = self._stack[-1].name
-            made = self.lineage.called(func, args, kwargs, out, frame or "")
-            if frame is not None:
-                with torch._C.DisableTorchFunction(), torch.no_grad():
-                    for pattern in self._patterns.of(func, args, kwargs, out, frame, made):
-                        self._tell("on_pattern", pattern)
-            if frame is None and self._stack[-1].module is None:
-                return out  # inside a metric, say
-            if (comparison := self._comparisons.of(func, args, kwargs, out)) is not None:
-                with torch._C.DisableTorchFunction(), torch.no_grad():
-                    if (skip := self._patterns.skip(comparison.key)) is not None:
-                        self._tell("on_pattern", skip)
-                    self._tell("on_loss", comparison)
+            try:
+                self._follow(func, args, kwargs, out)
+            except Exception as error:
+                self.watch.complain("The watch", error)
         if self._stack[-1].name is None:
             return out  # no part of the model
         activation = FUNCTIONS.get(func)
@@ -173,6 +164,20 @@ class OpenWatch:
         else:
             self._on_activation(activation, args, kwargs, out)
         return out
+
+    def _follow(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
+        """Follow data and comparisons through a call."""
+        frame = self._stack[-1].name
+        made = self.lineage.called(func, args, kwargs, out, frame or "")
+        if frame is None and self._stack[-1].module is None:
+            return  # inside a metric, say
+        with torch._C.DisableTorchFunction(), torch.no_grad():
+            for pattern in self._patterns.of(func, args, kwargs, out, frame, made) if frame is not None else ():
+                self._tell("on_pattern", pattern)
+            if (comparison := self._comparisons.of(func, args, kwargs, out)) is not None:
+                if (skip := self._patterns.skip(comparison.key)) is not None:
+                    self._tell("on_pattern", skip)
+                self._tell("on_loss", comparison)
 
     def _on_activation(self, activation: Activation, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor) -> None:
         source: Tensor = args[0] if args else kwargs["input"]

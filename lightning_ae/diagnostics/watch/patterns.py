@@ -81,7 +81,7 @@ class Patterns:
         data = [a for a in given if self.lineage.is_data(a)]
         if learned or data:
             self._learned[id(out)] = weakref.ref(out)
-        joined = [a for a in data if a.is_floating_point() and a.numel() > len(a)] if func in _JOINS and learned else []
+        joined = [a for a in data if a.is_floating_point() and a.ndim > 1] if func in _JOINS and learned else []
         past = (frame, joined[0].detach()) if joined else self._past(given)
         if past is not None:
             self._skips[id(out)] = (weakref.ref(out), *past)

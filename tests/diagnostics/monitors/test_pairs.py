@@ -190,6 +190,81 @@ class TestClasses:
         assert found["several_in_a_row"] == pytest.approx((y.sum(1) > 1).float().mean().item())
 
 
+def soft_cross_entropy(logits, shares):
+    """Loss, that of the mean shares, and the entropy of the shares themselves, of rows."""
+    q, t = logits.double().log_softmax(1), shares.double()
+    mean = t.mean(0)
+    return (-(t * q).sum(1).mean(), -torch.xlogy(mean, mean).sum(), -torch.xlogy(t, t).sum(1).mean())
+
+
+class TestPositions:
+    """Cross-entropy over the positions of a map or a sequence: classes are on axis 1."""
+
+    reductions = pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+
+    @reductions
+    @pytest.mark.parametrize("places", [(7,), (3, 2)])
+    def test_shares_have_a_row_for_each_position(self, reduction, places):
+        logits, shares = torch.randn(16, 5, *places), torch.randn(16, 5, *places).softmax(1)
+
+        def loss(p, batch):
+            return functional.cross_entropy(p, batch[1], reduction=reduction).mean()
+
+        found = figures(Given(), split(logits, shares), loss)
+        rows = [t.movedim(1, -1).reshape(-1, 5) for t in (logits, shares)]
+        cross, best, floor = soft_cross_entropy(*rows)
+        assert (found["samples"], found["columns"]) == (len(rows[0]), 5)
+        assert found["value"] == pytest.approx(functional.cross_entropy(logits, shares).item(), rel=1e-5)
+        assert found["value"] == pytest.approx(cross.item(), rel=1e-5)
+        assert found["relative"] == pytest.approx(((cross - floor) / (best - floor)).item(), rel=1e-4)
+        expected = rows[0].double().softmax(1) - rows[1]
+        within = rows[1].double() - rows[1].double().mean(0)
+        assert found["fvu"] == pytest.approx((expected.square().sum() / within.square().sum()).item(), rel=1e-4)
+
+    @reductions
+    @pytest.mark.parametrize("places", [(7,), (3, 2)])
+    def test_indices(self, reduction, places):
+        logits, y = torch.randn(16, 5, *places), torch.randint(4, (16, *places))
+
+        def loss(p, batch):
+            return functional.cross_entropy(p, batch[1], reduction=reduction).mean()
+
+        monitor = heard(Given(), split(logits, y), loss)
+        counts = np.bincount(y.flatten().numpy(), minlength=5)
+        assert monitor.results()["cross_entropy", "classes"].tolist() == counts.tolist()
+        share = counts[counts > 0] / counts.sum()
+        entropy = -(share * np.log(share)).sum()
+        found = monitor.figures()
+        assert found["label_entropy"] == pytest.approx(entropy)
+        assert found["relative"] == pytest.approx(functional.cross_entropy(logits, y).item() / entropy, rel=1e-5)
+
+
+class TestIgnored:
+    @pytest.mark.parametrize("index", [-100, 3, 255])
+    def test_rows_are_left_out_of_counts_and_hits(self, index):
+        logits, y = torch.randn(200, 4), torch.randint(3, (200,))
+        y[:50] = index
+        # were they counted, all of them would be hits
+        logits[:50, min(index, 3)] = 100.0
+        monitor = heard(Given(), split(logits, y), lambda p, b: functional.cross_entropy(p, b[1], ignore_index=index))
+        kept = y[50:].numpy()
+        counts = np.bincount(kept, minlength=4)
+        assert monitor.results()["cross_entropy", "classes"].tolist() == counts.tolist()
+        assert int(monitor.results()["cross_entropy", "tries"]) == 150
+        hits = accuracy_score(kept, logits[50:].argmax(1).numpy())
+        assert monitor.figures()["accuracy"] == pytest.approx(hits)
+        assert monitor.labels().tolist() == counts.tolist()
+
+    def test_relative_is_that_of_the_others(self):
+        logits, y = torch.randn(200, 4), torch.randint(3, (200,))
+        y[::4] = -100
+        found = figures(Given(), [(logits, y)], lambda p, b: functional.cross_entropy(p, b[1]))
+        kept = y[y >= 0].numpy()
+        share = np.bincount(kept) / len(kept)
+        cross = log_loss(kept, logits[y >= 0].double().softmax(1).numpy(), labels=range(4))
+        assert found["relative"] == pytest.approx(cross / -(share * np.log(share)).sum(), rel=1e-5)
+
+
 class TestBinary:
     @pytest.mark.parametrize("grey", [True, False])
     @pytest.mark.parametrize("kind", ["logits", "probabilities", "sum", "none"])
@@ -219,6 +294,148 @@ class TestBinary:
         assert figures(Given(), [(y.mean(0).logit().expand(400, 3), y)], loss)["relative"] == pytest.approx(1, abs=1e-3)
         assert figures(Given(), [(y.logit(), y)], loss)["relative"] == pytest.approx(0, abs=1e-3)
 
+    @pytest.mark.parametrize("options", [{"pos_weight": torch.tensor([3.0])}, {"weight": torch.tensor([3.0])}])
+    def test_with_weights_there_is_no_relative(self, options):
+        y, logits = (torch.rand(200, 3) > 0.7).float(), torch.randn(200, 3)
+        found = figures(
+            Given(), [(logits, y)], lambda p, b: functional.binary_cross_entropy_with_logits(p, b[1], **options)
+        )
+        assert "relative" not in found
+        expected = (logits.sigmoid() - y).square().sum() / (y - y.mean(0)).square().sum()
+        assert found["fvu"] == pytest.approx(expected.item(), rel=1e-4)
+
+
+def unexplained(y_hat, y):
+    """By numpy, of rows and columns."""
+    a, b = (t.detach().double().reshape(len(t), -1).numpy() for t in (y_hat, y))
+    return ((a - b) ** 2).sum() / ((b - b.mean(0)) ** 2).sum()
+
+
+class TestLogarithms:
+    """Losses whose prediction is the logarithm of what is compared."""
+
+    @pytest.mark.parametrize("log_target", [True, False])
+    def test_kl_div(self, log_target):
+        scores, shares = torch.randn(200, 4), (2 * torch.randn(200, 4)).softmax(1)
+        target = shares.log() if log_target else shares
+
+        def loss(p, batch):
+            return functional.kl_div(p.log_softmax(1), batch[1], reduction="batchmean", log_target=log_target)
+
+        found = figures(Given(), split(scores, target), loss)
+        assert found["x_mean"] == pytest.approx(shares.mean().item(), rel=1e-5)
+        assert found["fvu"] == pytest.approx(unexplained(scores.softmax(1), shares), rel=1e-4)
+        assert found["relative"] == found["fvu"]
+        assert found["below_zero"] == found["above_one"] == 0
+
+    @pytest.mark.parametrize("log_input", [True, False])
+    def test_poisson(self, log_input):
+        rates = torch.rand(200, 3) * 5 + 0.1
+        y = torch.poisson(rates)
+        given = rates.log() if log_input else rates
+
+        def loss(p, batch):
+            return functional.poisson_nll_loss(p, batch[1], log_input=log_input)
+
+        found = figures(Given(), split(given, y), loss)
+        assert found["x_hat_mean"] == pytest.approx(rates.mean().item(), rel=1e-5)
+        assert found["fvu"] == pytest.approx(unexplained(rates, y), rel=1e-4)
+        assert found["relative"] == found["fvu"]
+
+
+class TestRobust:
+    @pytest.mark.parametrize(
+        ("loss", "reference"),
+        [
+            (functional.l1_loss, functional.l1_loss),
+            (lambda p, y: (p - y).abs().mean(), functional.l1_loss),
+            (functional.smooth_l1_loss, functional.smooth_l1_loss),
+            (functional.huber_loss, functional.huber_loss),
+            *((lambda p, y, b=b: functional.smooth_l1_loss(p, y, beta=b),) * 2 for b in (0.1, 3.0)),
+            *((lambda p, y, d=d: functional.huber_loss(p, y, delta=d),) * 2 for d in (0.1, 3.0)),
+        ],
+    )
+    def test_relative_is_the_loss_over_that_of_the_median(self, loss, reference):
+        y = torch.randn(36, 3)
+        y[::9] += 1000.0  # outliers rule a squared error
+        y_hat = y + 0.1 * torch.randn(36, 3)
+        y_hat[::9] -= 1000.0
+        found = figures(Given(), split(y_hat, y), lambda p, b: loss(p, b[1]))
+        # of an odd number of rows the median is one of them
+        guess = torch.cat([torch.from_numpy(np.median(part.numpy(), 0)).expand(9, 3) for part in y.chunk(4)])
+        ratio = reference(y_hat.double(), y.double()) / reference(guess.double(), y.double())
+        assert found["relative"] == pytest.approx(ratio.item(), rel=1e-4)
+        assert found["fvu"] == pytest.approx(unexplained(y_hat, y), rel=1e-3)
+
+    def test_outliers_that_are_left_alone_do_not_hide_what_was_learnt(self):
+        y = torch.randn(90, 1)
+        y_hat = y.clone()
+        y[::30] += 1000.0  # what is predicted are the others, exactly
+        found = figures(Given(), [(y_hat, y)], lambda p, b: functional.huber_loss(p, b[1]))
+        assert found["fvu"] > 0.9
+        clean = functional.huber_loss(torch.from_numpy(np.median(y.numpy(), 0)).expand(90, 1), y)
+        assert found["relative"] == pytest.approx((functional.huber_loss(y_hat, y) / clean).item(), abs=0.01)
+
+
+class TestSequences:
+    @pytest.mark.parametrize("features", [(), (3,), (2, 3)])
+    def test_of_several_lengths(self, features):
+        batches = []
+        for length in (5, 9, 4, 7):
+            y = 5 + torch.randn(6, length, *features)
+            batches.append((y + 0.5 * torch.randn_like(y), y))
+        monitor = heard(Given(), batches, lambda p, b: functional.mse_loss(p, b[1]))
+        (pair,) = monitor.pairs.values()
+        assert pair.ragged
+        # what came before it was known that lengths change is left out
+        y_hat, y = (
+            torch.cat([batch[i].reshape(-1, features[-1] if features else 1) for batch in batches[1:]]) for i in (0, 1)
+        )
+        found = monitor.figures()
+        assert found["fvu"] == pytest.approx(unexplained(y_hat, y), rel=1e-4)
+        assert found["samples"] == len(y)
+        assert found["columns"] == y.shape[1]
+
+    def test_of_one_length_keep_their_columns(self):
+        y = torch.randn(24, 5, 3)
+        y_hat = y + torch.randn(24, 5, 3)
+        monitor = heard(Given(), split(y_hat, y), lambda p, b: functional.mse_loss(p, b[1]))
+        assert not next(iter(monitor.pairs.values())).ragged
+        assert monitor.figures()["columns"] == 15
+        assert monitor.figures()["fvu"] == pytest.approx(unexplained(y_hat, y), rel=1e-4)
+
+
+class TestManyColumns:
+    @pytest.mark.parametrize(("number", "step"), [(2**14, 1), (2**14 + 1, 2), (2**15 + 1, 3)])
+    def test_are_thinned(self, number, step):
+        y = torch.randn(8, number)
+        y_hat = y + torch.randn(8, number)
+        found = figures(Given(), [(y_hat, y)], lambda p, b: functional.mse_loss(p, b[1]))
+        kept = len(range(0, number, step))
+        assert found["columns"] == kept <= 2**14
+        assert found["fvu"] == pytest.approx(unexplained(y_hat[:, ::step], y[:, ::step]), rel=1e-4)
+        assert found["value"] == pytest.approx((y_hat - y).square().mean().item(), rel=1e-5)
+
+
+class TestStarved:
+    @pytest.mark.parametrize("end", [torch.sigmoid, torch.tanh])
+    def test_share_of_what_is_wrong_that_gets_next_to_no_gradient(self, end):
+        z = 6 * torch.randn(300, 4)
+        y = end(z + torch.randn(300, 4))
+        found = figures(Given(), split(z, y), lambda p, b: functional.mse_loss(end(p), b[1]))
+        z = z.double().requires_grad_()
+        error = end(z) - y
+        (gradient,) = torch.autograd.grad(error.square().sum(), z)
+        wrong = error.abs() > 0.01
+        starved = wrong & (gradient.abs() < 0.01 * error.abs())
+        assert 0 < starved.sum() < wrong.sum()
+        assert found["starved"] == pytest.approx((starved.sum() / wrong.sum()).item(), abs=1e-3)
+
+    @pytest.mark.parametrize("end", [torch.relu, lambda p: p, lambda p: 2 * torch.sigmoid(p)])
+    def test_of_others_it_is_not_known(self, end):
+        z, y = 6 * torch.randn(64, 4), torch.rand(64, 4)
+        assert figures(Given(), [(z, y)], lambda p, b: functional.mse_loss(end(p), b[1]))["starved"] == 0
+
 
 class TestShapes:
     def test_a_column_against_a_row_is_broadcast_and_is_not_added(self):
@@ -233,6 +450,27 @@ class TestShapes:
         monitor = heard(Given(), [(torch.randn(a), torch.randn(b))], lambda p, batch: ((p - batch[1]) ** 2).mean())
         (pair,) = monitor.pairs.values()
         assert not pair.broadcast
+
+    @pytest.mark.parametrize(
+        "distance",
+        [
+            lambda a, b: (a[:, None] - b[None]).square().sum(-1),
+            lambda a, b: (a.unsqueeze(1) - b.unsqueeze(0)).pow(2).sum(-1),
+            lambda a, b: (a[:, None] - b[None]).norm(dim=-1),
+            lambda a, b: (a[:, None] - b[None]).abs().sum(-1),
+        ],
+    )
+    def test_distances_of_all_points_to_all_are_none(self, distance):
+        a, b = torch.randn(9, 3), torch.randn(7, 3)
+
+        def chamfer(p, batch):
+            all_to_all = distance(p, batch[1])
+            return all_to_all.amin(0).mean() + all_to_all.amin(1).mean()
+
+        monitor = heard(Given(), [(a, b)], chamfer)
+        (pair,) = monitor.pairs.values()
+        assert not pair.broadcast
+        assert "fvu" not in monitor.figures()
 
 
 class TestLikeness:
