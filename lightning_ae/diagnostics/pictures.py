@@ -88,8 +88,17 @@ def _progress(report: Report) -> Figure | None:
     figure = Figure(figsize=(8, 3), layout="constrained")
     steps = [moment.step for moment in report.history]
     left, right = figure.subplots(1, 2)
-    left.plot(steps, [moment.loss for moment in report.history], color="tab:blue")
-    left.set(xlabel="step", ylabel="loss")
-    right.plot(steps, [moment.fvu for moment in report.history], color="tab:orange")
-    right.set(xlabel="step", ylabel="fraction of variance unexplained", ylim=(0, None))
+    losses, unexplained = ([getattr(moment, name) for moment in report.history] for name in ("loss", "fvu"))
+    left.plot(steps, losses, color="tab:blue")
+    left.set(xlabel="step", ylabel="loss", yscale=_scale(losses))
+    right.plot(steps, unexplained, color="tab:orange")
+    right.set(xlabel="step", ylabel="fraction of variance unexplained", yscale=_scale(unexplained))
+    if _scale(unexplained) == "linear":
+        right.set_ylim(0, None)
     return figure
+
+
+def _scale(values: list[float]) -> str:
+    """Logarithmic where they span more than two orders of magnitude."""
+    finite = [value for value in values if math.isfinite(value)]
+    return "log" if finite and min(finite) > 0 and max(finite) > 100 * min(finite) else "linear"

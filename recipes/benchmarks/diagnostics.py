@@ -5,7 +5,8 @@ with and without alternate in one run and drift of the machine cancels. The cost
 medians; its share of a step is given if every step is looked at, and at the monitors' default (one step in 25), where
 the time of a log (one in 50 steps) is added. The whole is checked by timing fits with and without monitors in turns.
 
-* ours: DeadReLUMonitor, GradientSaturationMonitor, LatentSparsityMonitor, each alone and all together;
+* ours: DeadReLUMonitor, GradientSaturationMonitor, LatentSparsityMonitor, each alone and all together, and the report,
+  which looks at data, losses and parameters besides;
 * naive: a forward hook on each ReLU that reads `(y > 0).float().mean().item()`;
 * wandb: `wandb.watch(model, log="all")`, if installed, with a run that stays offline.
 
@@ -124,7 +125,12 @@ def monitors(every: int, names: str = "dsl") -> list[L.Callback]:
 def fit(callbacks: list[L.Callback], steps: int, args: argparse.Namespace, log_every: int = 10**6) -> float:
     """Seconds of a fit."""
     torch.manual_seed(0)
-    model = ae.ConvAutoencoder((1, 28, 28), 32, channels=tuple(args.channels), loss=ae.BernoulliNLL())
+    shape, loss = (1, 28, 28), ae.BernoulliNLL()
+    model = (
+        ae.MLPAutoencoder(shape, 16, hidden=(128,), activation="relu", loss=loss)
+        if args.network == "mlp"
+        else ae.ConvAutoencoder(shape, 32, channels=tuple(args.channels), loss=loss)
+    )
     data = ae.TensorDataModule(
         torch.rand(steps * args.batch_size, 1, 28, 28), val_fraction=0.0, batch_size=args.batch_size
     )
@@ -181,6 +187,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     parser.add_argument("--repeats", type=int, default=3, help="interleaved measurements")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--channels", type=int, nargs="+", default=[32, 64])
+    parser.add_argument("--network", choices=["conv", "mlp"], default="conv", help="mlp: 784-128-16-128-784")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--accelerator", default="cpu")
     parser.add_argument("--sync-debug", action="store_true", help="on CUDA, a synchronisation within the hooks raises")
@@ -197,6 +204,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         "GradientSaturationMonitor": lambda: monitors(2, "s"),
         "LatentSparsityMonitor": lambda: monitors(2, "l"),
         "all three": lambda: monitors(2),
+        "DiagnosticsReport": lambda: [ae.DiagnosticsReport(every_n_steps=2, quiet=True)],
         "naive .item() hook": lambda: [NaiveHooks()],
     }
     try:
@@ -221,7 +229,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         step = statistics.median(without for without, _ in pairs)
         cost = statistics.median(looked - without for without, looked in pairs)
         every = statistics.median((looked - without) / without for without, looked in pairs)
-        logging_share = log / LOG_EVERY / step if name in ("all three",) else 0.0
+        logging_share = log / LOG_EVERY / step if name in ("all three", "DiagnosticsReport") else 0.0
         default = every / DEFAULT_EVERY + logging_share
         shares[name], shares[f"{name}, default"] = every, default
         print(f"{name:28}{step:7.2f}ms{cost:7.2f}ms{every:12.1%}{default:22.2%}")

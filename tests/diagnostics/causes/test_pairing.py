@@ -79,6 +79,29 @@ class TestDoubleActivation:
         ):
             assert "double_activation" not in causes(look(network, *data, loss))
 
+    def test_scores_that_are_capped_or_scaled(self, mlp, labels, causes):
+        for make in (
+            lambda p: 30 * torch.tanh(p / 30),
+            lambda p: (p / 5).tanh() * 5,
+            lambda p: 10 * functional.normalize(p, dim=1),
+            lambda p: functional.normalize(p, dim=1) * 10,
+            lambda p: functional.normalize(p, dim=1) / 0.07,
+        ):
+            report = look(mlp(8, 3), *labels, lambda p, y, make=make: functional.cross_entropy(make(p), y))
+            assert list(report.compared) == ["cross_entropy"]
+            assert "double_activation" not in causes(report)
+
+    def test_a_slice_of_logarithms_before_nll_loss(self, mlp, labels, causes):
+        x, y = labels
+        for take in (
+            lambda p: p.log_softmax(1)[:, :3],
+            lambda p: functional.log_softmax(p, 1)[:, 2:],
+            lambda p: p.log_softmax(1)[:, [0, 2, 4]],
+        ):
+            report = look(mlp(8, 5), x, y, lambda p, t, take=take: functional.nll_loss(take(p), t))
+            assert list(report.compared) == ["nll_loss"]
+            assert "double_activation" not in causes(report)
+
     def test_gates_of_a_recurrent_cell(self, causes):
         class Gated(nn.Module):
             def __init__(self):

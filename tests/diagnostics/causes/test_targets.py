@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lightning as L
 import pytest
 import torch
 from torch import nn
@@ -55,6 +56,20 @@ class TestTargetOutOfReach:
         for end, target in ((nn.Sigmoid(), y.sigmoid()), (nn.Tanh(), y.tanh()), (nn.ReLU(), y.relu())):
             assert "target_out_of_reach" not in causes(look(mlp(8, 4, end), x, target))
 
+    @pytest.mark.parametrize(
+        "ends",
+        [
+            [nn.ReLU(), nn.LayerNorm(4)],
+            [nn.Sigmoid(), nn.BatchNorm1d(4)],
+            [nn.ReLU(), nn.GroupNorm(1, 4), nn.Dropout(0.1)],
+        ],
+    )
+    def test_a_normalisation_after_the_activation(self, mlp, regression, causes, ends):
+        x, y = regression[0], 3 * regression[0] @ torch.randn(8, 4)
+        report = look(mlp(8, 4, *ends), x, y)
+        assert report.output["outside"] == 0
+        assert "target_out_of_reach" not in causes(report)
+
     def test_bytes_are_told_to_be_divided(self, mlp, flat):
         finding = ae.diagnose(mlp(12, 12, nn.Sigmoid()), [255 * flat], functional.mse_loss).findings
         finding = next(f for f in finding if f.cause == "target_out_of_reach")
@@ -73,6 +88,37 @@ class TestOneClass:
         y = torch.full((256, 1), label)
         finding = look(mlp(), labels[0], y, functional.binary_cross_entropy_with_logits).findings[0]
         assert finding.cause == "one_class"
+
+    @pytest.mark.parametrize(("steps", "looks", "said"), [(40, 1, 1280), (40, 2, 0), (80, 2, 1280), (20, 1, 640)])
+    def test_of_a_run_a_thousand_labels_or_an_epoch_are_needed(self, train, mlp, labels, steps, looks, said):
+        y = torch.full_like(labels[1], 2)
+        report = train(mlp(8, 3), functional.cross_entropy, labels[0], y, steps=steps, looks=looks)
+        assert [f"All {said:,} labels" in f.evidence for f in report.findings if f.cause == "one_class"] == (
+            [True] if said else []
+        )
+
+    def test_data_sorted_by_class_are_of_two_in_the_whole_run(self, make_trainer, mlp, causes):
+        class Classifier(L.LightningModule):
+            def __init__(self):
+                super().__init__()
+                self.network = mlp(8, 3)
+
+            def training_step(self, batch, batch_idx):
+                return functional.cross_entropy(self.network(batch[0]), batch[1])
+
+            def configure_optimizers(self):
+                return torch.optim.SGD(self.parameters(), 1e-4)
+
+        def report_on(y):
+            report = ae.DiagnosticsReport(every_n_steps=1, quiet=True)
+            data = torch.utils.data.TensorDataset(torch.randn(2560, 8), y)
+            trainer = make_trainer(callbacks=report, log_every_n_steps=5)
+            trainer.fit(Classifier(), torch.utils.data.DataLoader(data, 32))
+            return report
+
+        # in the later part of the run, on which other verdicts rest, there is one class alone
+        assert "one_class" not in causes(report_on((torch.arange(2560) >= 256).long()))
+        assert "one_class" in causes(report_on(torch.ones(2560, dtype=torch.long)))
 
     def test_an_input_that_tells_the_label(self, train):
         y = torch.randint(3, (256,))
@@ -155,6 +201,17 @@ class TestBroadcastPair:
         x, y = regression
         assert look(mlp(), x, y[:, 0], lambda p, t: ((p - t) ** 2).mean()).findings[0].cause == "broadcast_pair"
         assert look(mlp(), x, y[:, 0], lambda p, t: (t - p).abs().mean()).findings[0].cause == "broadcast_pair"
+
+    def test_distances_of_all_points_to_all(self, mlp, regression, causes):
+        x, y = regression[0][:64], torch.randn(48, 3)
+
+        def chamfer(p, t):
+            far = (p[:, None] - t[None]).square().sum(-1)
+            return far.amin(0).mean() + far.amin(1).mean()
+
+        report = look(mlp(8, 3), x, y, chamfer)
+        assert list(report.compared) == ["squared difference"]
+        assert "broadcast_pair" not in causes(report)
 
     def test_one_shape(self, mlp, regression, causes):
         x, y = regression

@@ -141,6 +141,57 @@ class TestNotTrained:
         assert report.report.output["fvu"] < 0.3
         assert {f.severity for f in report.findings if f.cause == "not_trained"} <= {"info"}
 
+    @pytest.mark.parametrize("frozen", [True, False])
+    @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+    def test_a_teacher_that_runs_without_gradients(self, train, mlp, regression, causes, frozen, mode):
+        class Student(L.LightningModule):
+            def __init__(self):
+                super().__init__()
+                self.student, self.teacher = mlp(), mlp(hidden=64)
+                self.teacher.requires_grad_(not frozen)
+
+            def training_step(self, batch, batch_idx):
+                with mode():
+                    target = self.teacher(batch[0])
+                return functional.mse_loss(self.student(batch[0]), target.clone())
+
+            def configure_optimizers(self):
+                return torch.optim.Adam(self.student.parameters(), 1e-2)
+
+        assert "not_trained" not in causes(train(Student(), None, *regression, steps=40))
+
+    def test_squared_errors_of_a_judge_and_a_maker(self, train, flat):
+        class LeastSquares(L.LightningModule):
+            def __init__(self):
+                super().__init__()
+                self.automatic_optimization = False
+                self.maker = nn.Sequential(nn.Linear(4, 32), nn.ReLU(), nn.Linear(32, 12), nn.Sigmoid())
+                self.judge = nn.Sequential(nn.Linear(12, 32), nn.LeakyReLU(0.2), nn.Linear(32, 1))
+
+            def training_step(self, batch, batch_idx):
+                makes, judges = self.optimizers()
+                x = batch[0]
+                one, zero = torch.ones(len(x), 1), torch.zeros(len(x), 1)
+                made = self.maker(torch.randn(len(x), 4))
+                self.toggle_optimizer(judges)
+                judges.zero_grad()
+                real, fake = self.judge(x), self.judge(made.detach())
+                self.manual_backward(0.5 * (functional.mse_loss(real, one) + functional.mse_loss(fake, zero)))
+                judges.step()
+                self.untoggle_optimizer(judges)
+                self.toggle_optimizer(makes)
+                makes.zero_grad()
+                self.manual_backward(0.5 * functional.mse_loss(self.judge(made), one))
+                makes.step()
+                self.untoggle_optimizer(makes)
+
+            def configure_optimizers(self):
+                return [torch.optim.Adam(p.parameters(), 1e-3, betas=(0.5, 0.999)) for p in (self.maker, self.judge)]
+
+        report = train(LeastSquares(), None, flat, steps=120)
+        assert set(report.report.compared) == {"mse_loss", "mse_loss#1", "mse_loss#2"}
+        assert [f for f in report.findings if f.severity == "error"] == []
+
     def test_a_part_that_does_not_run(self, train, mlp, regression, causes):
         module = Automatic(mlp())
         module.spare = nn.Linear(8, 8).requires_grad_(False)
@@ -197,6 +248,10 @@ class TestLinearStack:
         network = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 1, 3, padding=1))
         report = ae.diagnose(network, [x], functional.mse_loss)
         assert [f.site for f in report.findings if f.cause == "linear_stack"] == ["1"]
+
+    @pytest.mark.parametrize("between", [nn.LayerNorm(16), nn.GroupNorm(1, 16)])
+    def test_a_normalisation_of_each_example_bends(self, causes, between):
+        assert "linear_stack" not in causes(self.look(nn.Linear(8, 16), between, nn.Linear(16, 4)))
 
     def test_an_activation_between_and_a_bottleneck(self, causes):
         assert "linear_stack" not in causes(self.look(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)))
@@ -286,6 +341,25 @@ class TestSkipConnection:
         y = torch.randint(12, (256,))
         report = ae.diagnose(self.Past("add"), [(flat, y)], lambda p, batch: functional.cross_entropy(p, batch[1]))
         assert "skip_connection" not in causes(report)
+
+    def test_a_code_as_wide_as_the_data_and_other_data(self, flat, causes):
+        wide = self.Past("add")
+        wide.encoder, wide.decoder = nn.Linear(12, 16), nn.Linear(16, 12)
+        assert "skip_connection" not in causes(ae.diagnose(wide, [flat], functional.mse_loss))
+        # what is joined is not the target: noise to be taken away, a time that is told
+        noisy = flat + 0.5 * torch.randn_like(flat)
+        report = ae.diagnose(self.Past("add"), [(noisy, flat)], lambda p, b: functional.mse_loss(p, b[1]))
+        assert "skip_connection" not in causes(report)
+
+        class Timed(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.encoder, self.decoder = nn.Linear(12, 4), nn.Linear(5, 12)
+
+            def forward(self, x):
+                return self.decoder(torch.cat([self.encoder(x).tanh(), x[:, :1]], 1))
+
+        assert "skip_connection" not in causes(ae.diagnose(Timed(), [flat], functional.mse_loss))
 
     def test_a_residual_block_inside(self, causes):
         class Block(nn.Module):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import lightning as L
 import pytest
 import torch
@@ -156,6 +158,36 @@ class TestPilesUp:
         assert monitor.results()["leftover", "found"].tolist() == [0, 0]
         assert not monitor.piles_up()
 
+    def test_an_optimizer_is_counted_where_it_steps(self, fit):
+        """A judge that steps in each batch, and a maker in every fourth: it may gather gradients meanwhile."""
+
+        class Seldom(Adversarial):
+            def turn(self, optimizer, loss):
+                if optimizer is self.optimizers()[1] or self.at % 4 == 3:
+                    super().turn(optimizer, loss)
+
+            def training_step(self, batch, batch_idx):
+                self.at = batch_idx
+                super().training_step(batch, batch_idx)
+
+        for zero in (True, False):
+            monitor = fit(Seldom(zero))
+            looks, found = (monitor.results()["leftover", name].tolist() for name in ("looks", "found"))
+            assert looks == [5, 20]
+            assert found == ([0, 0] if zero else [4, 19])  # at the first there is nothing that could be left
+            assert monitor.piles_up() == (not zero)
+
+    def test_only_one_of_two_is_never_zeroed(self, fit):
+        class Half(Adversarial):
+            def turn(self, optimizer, loss):
+                self.zero = optimizer is self.optimizers()[0]
+                super().turn(optimizer, loss)
+
+        monitor = fit(Half())
+        assert monitor.results()["leftover", "looks"].tolist() == [20, 20]
+        assert monitor.results()["leftover", "found"].tolist() == [0, 19]
+        assert monitor.piles_up()
+
     def test_accumulation_on_purpose(self, fit):
         monitor = fit(Parts(), steps=80, accumulate_grad_batches=4)
         assert (monitor.accumulated, monitor.total_steps) == (4, 20)
@@ -163,6 +195,28 @@ class TestPilesUp:
 
     def test_a_short_run_says_nothing(self, fit):
         assert not fit(Forgetful(), steps=3).piles_up()
+
+
+class TestState:
+    def test_what_is_known_goes_round(self, fit):
+        monitor = fit(Parts(detach=True))
+        other = TrainingMonitor(1)
+        other.load_state_dict(copy.deepcopy(monitor.state_dict()))
+        for name in ("held", "ran", "resting", "without_gradient", "steps_of", "settings"):
+            assert getattr(other, name) == getattr(monitor, name)
+        assert other.held
+        assert other.settings == [Held("SGD", 0.1, 0.0, 0.0, False, False)]
+        assert other.without_gradient["first.weight"] == 20
+        assert other.results()["leftover", "looks"].tolist() == [20]
+
+    def test_a_teacher_that_runs_without_gradients_has_not_run(self, fit):
+        class Student(Parts):
+            def loss(self, batch):
+                with torch.no_grad():
+                    target = self.spare(batch[0][:, :2])
+                return functional.mse_loss(self.second(self.first(batch[0]).tanh()), target[:, :1])
+
+        assert fit(Student()).ran == {"first", "second"}
 
 
 class TestSettings:
@@ -181,6 +235,11 @@ class TestSettings:
                 5e-4,
             ),
             (lambda p: torch.optim.Adam(p, 1e-3), Held("Adam", 1e-3, 0.0, 0.0, False, True), 0.0),
+            (
+                lambda p: torch.optim.Muon([w for w in p if w.ndim == 2], 1e-2, weight_decay=0.1, momentum=0.9),
+                Held("Muon", 1e-2, 0.9, 0.1, True, False),
+                1e-3,
+            ),
         ],
     )
     def test_of_an_optimizer(self, fit, make, expected, share):
@@ -200,10 +259,15 @@ class TestSettings:
         assert len(monitor.settings) == 1
         assert monitor.lr == pytest.approx(0.05)
 
-    @pytest.mark.parametrize("decoupled", [True, False])
+    @pytest.mark.parametrize("decoupled", ["AdamW", "Muon", False])
     def test_share_of_a_weight_that_the_decay_takes_in_a_step(self, decoupled):
-        weight = nn.Parameter(torch.ones(1, dtype=torch.float64))
-        if decoupled:
+        weight = nn.Parameter(torch.ones(1, 1, dtype=torch.float64))
+        if decoupled == "Muon":
+            optimizer, held = (
+                torch.optim.Muon([weight], 1e-3, weight_decay=0.1),
+                Held("Muon", 1e-3, 0.95, 0.1, True, False),
+            )
+        elif decoupled:
             optimizer, held = (
                 torch.optim.AdamW([weight], 1e-3, weight_decay=0.1),
                 Held("AdamW", 1e-3, 0.0, 0.1, True, True),

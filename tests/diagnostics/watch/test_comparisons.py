@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 import lightning_ae as ae
+from lightning_ae.diagnostics.monitors.output import OutputMonitor
 from lightning_ae.diagnostics.watch import Watch
 
 
@@ -160,6 +161,17 @@ class TestWrittenOut:
             assert torch.equal(found.target, given[1])
             assert found.value.sum().item() / 16 == pytest.approx(functional.cross_entropy(network(x), y).item())
 
+    def test_which_prediction_it_was(self, network):
+        known = []
+
+        def loss(p, x, y):
+            known.append(id(p))
+            return functional.mse_loss(p, y) + ((p - y) ** 2).mean() + functional.l1_loss(y, p)
+
+        heard = listen(network, batch("real"), loss)
+        assert [a.loss for a in heard] == ["mse_loss", "squared difference", "l1_loss"]
+        assert [a.key for a in heard] == known * 3
+
     def test_differences_that_nobody_squares(self, network):
         assert listen(network, batch("real"), lambda p, x, y: (p - y).mean()) == []
 
@@ -200,6 +212,41 @@ class TestWhatIsNotHeard:
         assert listen(network, batch("real"), lambda p, x, y: functional.mse_loss(p, y), grad=False) == []
         assert listen(network, batch("real"), lambda p, x, y: ((p - y) ** 2).mean(), grad=False) == []
 
+    def test_what_comes_out_without_a_gradient(self, network):
+        """The prediction needs one, what is made of it does not."""
+
+        def loss(p, x, y):
+            assert p.requires_grad
+            with torch.no_grad():
+                for function in (functional.mse_loss, functional.l1_loss, functional.huber_loss):
+                    function(p, y)
+                ((p - y) ** 2).sum()
+                (y * p.log_softmax(1)).sum()
+            return functional.smooth_l1_loss(p, y)
+
+        assert [a.loss for a in listen(network, batch("real"), loss)] == ["smooth_l1_loss"]
+
+    def test_a_selection_that_is_empty(self, network):
+        def loss(p, x, y):
+            none = y[:, 0] > 1e9
+            return (
+                functional.mse_loss(p[none], y[none], reduction="sum")
+                + functional.cross_entropy(p[none], y[none].argmax(1), reduction="sum")
+                + ((p[none] - y[none]) ** 2).sum()
+                + p.sum()
+            )
+
+        assert listen(network, batch("real"), loss) == []
+
+    def test_a_margin_and_what_is_spread_over_devices(self, network):
+        assert listen(network, batch("real"), lambda p, x, y: functional.soft_margin_loss(p, y.sign())) == []
+
+        def spread(p, x, y):
+            p.to_local = lambda: p  # as a DTensor has it
+            return functional.mse_loss(p, y)
+
+        assert listen(network, batch("real"), spread) == []
+
     def test_torchs_losses_are_heard_in_evaluation(self, network):
         heard = listen(network.eval(), batch("real"), lambda p, x, y: functional.mse_loss(p, y), grad=False)
         assert [a.loss for a in heard] == ["mse_loss"]
@@ -210,6 +257,10 @@ class TestWhatIsNotHeard:
                 super().__init__()
                 self.network = nn.Linear(4, 3)
                 self.error, self.mean = torchmetrics.MeanSquaredError(), torchmetrics.MeanAbsoluteError()
+                self.several = torchmetrics.MetricCollection(
+                    {"r2": torchmetrics.R2Score(), "huber": torchmetrics.LogCoshError(3)}
+                )
+                self.hits = torchmetrics.Accuracy("multiclass", num_classes=3)
 
             def training_step(self, batch, batch_idx):
                 p = self.network(batch[0])
@@ -217,6 +268,11 @@ class TestWhatIsNotHeard:
                 self.log("error", self.error)
                 self.mean.update(p.detach(), batch[1])
                 torchmetrics.functional.mean_squared_error(p.detach(), batch[1])
+                # what needs a gradient is given to some on purpose, and one is no part of the model
+                self.several(p, batch[1])
+                self.several["r2"].update(p, batch[1])
+                torchmetrics.MeanSquaredError()(p, batch[1])
+                self.hits(p, batch[1].argmax(1))
                 return functional.smooth_l1_loss(p, batch[1])
 
             def configure_optimizers(self):
@@ -226,6 +282,77 @@ class TestWhatIsNotHeard:
         data = torch.utils.data.TensorDataset(torch.randn(32, 4), torch.randn(32, 3))
         make_trainer(callbacks=report).fit(Module(), torch.utils.data.DataLoader(data, 8))
         assert list(report.report.compared) == ["smooth_l1_loss"]
+
+
+class TestWhatIsNoReasonToStop:
+    """A fit goes on whatever a step does, and whatever a listener makes of it."""
+
+    class Module(L.LightningModule):
+        def __init__(self, run):
+            super().__init__()
+            self.network, self.run, self.steps = nn.Linear(4, 3), run, 0
+            self.register_buffer("graph", torch.eye(8).to_sparse(), persistent=False)
+
+        def training_step(self, batch, batch_idx):
+            self.steps += 1
+            return self.run(self, self.network(batch[0]), *batch)
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), 0.1)
+
+    @pytest.fixture
+    def fit(self, make_trainer):
+        def run(step, *callbacks):
+            module, report = self.Module(step), ae.DiagnosticsReport(every_n_steps=1, quiet=True)
+            data = torch.utils.data.TensorDataset(torch.randn(48, 4), torch.randn(48, 3))
+            trainer = make_trainer(callbacks=[report, *callbacks])
+            trainer.fit(module, torch.utils.data.DataLoader(data, 8))
+            assert module.steps == trainer.global_step == 6
+            return report
+
+        return run
+
+    def test_a_selection_that_is_empty_in_some_steps(self, fit, recwarn):
+        def step(module, p, x, y):
+            chosen = (y[:, 0] > 0) & (module.steps % 2 == 0)
+            parts = functional.mse_loss(p[chosen], y[chosen], reduction="sum")
+            return parts + functional.smooth_l1_loss(p, y)
+
+        report = fit(step)
+        assert set(report.report.compared) == {"mse_loss", "smooth_l1_loss"}
+        assert not [w for w in recwarn if "could not" in str(w.message)]
+
+    @pytest.mark.parametrize(
+        "product",
+        [
+            lambda graph, h: graph @ h,
+            lambda graph, h: torch.sparse.mm(graph, h),
+            lambda graph, h: (graph * 2.0).coalesce() @ h,
+            lambda graph, h: graph.to_dense() @ h,
+            lambda graph, h: torch.mul(graph, graph).abs() @ h,
+            lambda graph, h: graph.to_sparse_csr() @ h,
+        ],
+    )
+    def test_a_sparse_matrix(self, fit, recwarn, product):
+        report = fit(lambda module, p, x, y: functional.mse_loss(product(module.graph, p), y))
+        assert list(report.report.compared) == ["mse_loss"]
+        assert not [w for w in recwarn if "could not" in str(w.message)]
+
+    def test_a_listener_that_raises_is_said_once(self, fit, recwarn):
+        class Broken(OutputMonitor):
+            calls = 0
+
+            def on_loss(self, comparison):
+                self.calls += 1
+                raise RuntimeError("no ear for it")
+
+        broken = Broken(None, 1)
+        report = fit(lambda module, p, x, y: functional.mse_loss(p, y), broken)
+        assert broken.calls == 6
+        assert [str(w.message) for w in recwarn if "no ear for it" in str(w.message)] == [
+            "Broken could not read a step and goes on without it: RuntimeError: no ear for it"
+        ]
+        assert list(report.report.compared) == ["mse_loss"]  # the others hear it all the same
 
 
 class TestWhatIsNoReconstruction:
@@ -242,8 +369,6 @@ class TestWhatIsNoReconstruction:
         assert heard[0].target.shape == (128,)
 
     def test_a_regression_with_as_many_targets_as_inputs(self):
-        from lightning_ae.diagnostics.monitors.output import OutputMonitor
-
         network, x, y = nn.Linear(4, 4), torch.randn(64, 4), torch.randn(64, 4)
         for target, expected in ((y, None), (x, "mse_loss")):
             monitor = OutputMonitor(None, 1)

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from lightning_ae.diagnostics.watch import Watch
+from lightning_ae.diagnostics.watch.lineage import Lineage
 
 
 class Deaf:
@@ -50,6 +51,27 @@ class TestIsData:
             bare = network.weight * 2
         for tensor in (made, made + x[:, :2], own, network.weight, bare, 3.0, None):
             assert not lineage.is_data(tensor)
+
+    def test_what_is_drawn_or_filled_in_its_shape_is_not(self, opened):
+        x = torch.randn(4, 6)
+        lineage = opened(nn.Linear(6, 2), (x,))
+        for like in (
+            torch.randn_like(x),
+            torch.rand_like(x),
+            torch.randint_like(x, 3),
+            torch.zeros_like(x),
+            torch.ones_like(x),
+            torch.full_like(x, 2.0),
+        ):
+            assert not lineage.is_data(like)
+            assert lineage.is_data(x + like)
+
+    def test_sparse_tensors(self, opened):
+        x, graph = torch.randn(4, 6), torch.eye(4).to_sparse()
+        lineage = opened(nn.Linear(6, 2), (x,))
+        assert not lineage.is_data(graph)
+        assert lineage.is_data(torch.sparse.mm(graph, x))
+        assert lineage.of(graph) == []
 
     def test_nothing_after_it_is_closed(self):
         x = torch.randn(4, 6)
@@ -104,6 +126,29 @@ class TestPath:
         network, x = nn.Conv2d(4, 4, 3, groups=2), torch.randn(2, 4, 8, 8)
         lineage = opened(network, (x,))
         assert lineage.of(network(x))[0].groups == 2
+
+    @pytest.mark.parametrize(
+        ("layer", "name"),
+        [
+            (nn.BatchNorm1d(4), "batch_norm"),
+            (nn.LayerNorm(4), "norm"),
+            (nn.GroupNorm(2, 4), "norm"),
+        ],
+    )
+    def test_normalisations_over_examples_and_within_one_are_told_apart(self, opened, layer, name):
+        network, x = nn.Sequential(nn.Linear(6, 4), layer), torch.randn(8, 6)
+        lineage = opened(network, (x,))
+        assert names(lineage.of(network(x))) == [name, "layer"]
+
+    @pytest.mark.parametrize("memory", [2, 8])
+    def test_as_far_back_as_it_remembers(self, memory):
+        network, x = nn.Sequential(nn.Linear(6, 6), *[nn.Tanh() for _ in range(5)]), torch.randn(8, 6)
+        lineage, at = Lineage((x,), memory=memory), x
+        for module in network:
+            source, at = at, module(at)
+            func = functional.linear if module is network[0] else torch.tanh
+            lineage.called(func, (source, network[0].weight) if module is network[0] else (source,), {}, at, "")
+        assert names(lineage.of(at)) == (["tanh"] * 5 + ["layer"])[:memory]
 
 
 class TestProbability:

@@ -111,6 +111,13 @@ class TestSkip:
         assert any(torch.equal(pattern.tensors[0], data) for data in (x, x * 2))
         assert not pattern.tensors[0].requires_grad
 
+    def test_a_part_of_the_data_is_what_is_joined(self):
+        """Such as the time of a step; whether it is the target is for the cause to see."""
+        network, x = Wired(lambda m, x: m.layer(x) + x[:, :1], layer=nn.Linear(4, 4)), torch.randn(8, 4)
+        (pattern,) = look(network, x, loss=told)
+        assert pattern.kind == "skip"
+        assert torch.equal(pattern.tensors[0], x[:, :1])
+
     def test_only_with_a_prediction_that_comes_of_it(self):
         network = Wired(lambda m, x: (m.layer(x) + x, m.other(x)), layer=nn.Linear(4, 4), other=nn.Linear(4, 4))
         x = torch.randn(8, 4)
@@ -143,7 +150,8 @@ class TestSkip:
         [
             lambda m, x: m.layer(x) + 1,
             lambda m, x: m.layer(x) + torch.ones(8, 4),
-            lambda m, x: m.layer(x) + x[:, :1],  # a part, as the time of a step
+            lambda m, x: m.layer(x) + x.mean(),  # a number for all
+            lambda m, x: m.layer(x) + x[0],
             lambda m, x: x + m.layer.bias,  # nothing that was computed
             lambda m, x: x + torch.randn_like(x),  # noise
             lambda m, x: (h := m.layer(x)) + h.relu(),
@@ -203,3 +211,29 @@ class TestPosterior:
             lambda m, x: m.a(x) + torch.randn(8, 1) * m.b(x).exp(),
         ):
             assert "posterior" not in [kind for kind, _ in kinds(Wired(run, **parts), x)]
+
+    def test_data_that_are_scaled_are_no_noise(self):
+        parts = {"a": nn.Linear(4, 4), "b": nn.Linear(4, 4)}
+        for run in (
+            lambda m, x: m.a(x) + x * (0.5 * m.b(x)).exp(),
+            lambda m, x: m.a(x) + (x + torch.randn_like(x)) * (0.5 * m.b(x)).exp(),
+            lambda m, x: m.a(x) + torch.exp(m.b(x)) * x.flip(0),
+        ):
+            assert "posterior" not in [kind for kind, _ in kinds(Wired(run, **parts), torch.randn(8, 4))]
+
+    def test_couplings_of_a_real_nvp(self):
+        class Coupling(nn.Module):
+            def __init__(self, flip):
+                super().__init__()
+                self.flip, self.body = flip, nn.Linear(2, 8)
+                self.scale, self.shift = nn.Linear(8, 2), nn.Linear(8, 2)
+
+            def forward(self, x):
+                a, b = x.chunk(2, 1)[:: -1 if self.flip else 1]
+                h = self.body(a).relu()
+                b = b * self.scale(h).tanh().exp() + self.shift(h)
+                return torch.cat([b, a] if self.flip else [a, b], 1)
+
+        network = nn.Sequential(Coupling(False), Coupling(True), Coupling(False))
+        assert "posterior" not in [kind for kind, _ in kinds(network, torch.randn(8, 4))]
+        assert "chain" in [kind for kind, _ in kinds(network, torch.randn(8, 4))]
