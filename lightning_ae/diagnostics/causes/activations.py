@@ -141,7 +141,7 @@ def saturated(e: Evidence) -> Iterator[Look]:
         hidden = e.dead.sites[site].activation in SQUASHING and not e.is_output(site) and not e.is_gate(site)
         if hidden and fraction > 0.5 and not e.relative < 0.3 and (e.relative == e.relative or fraction > 0.8):
             yield Look(
-                "warning",
+                "error" if fraction > 0.7 and e.unlearnt() else "warning",
                 site,
                 "saturated_fraction",
                 fraction,

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 
 from lightning_ae.diagnostics.causes.base import Evidence, Look, Stage, cause
+from lightning_ae.diagnostics.watch.comparisons import REAL
 
 _LECUN = "LeCun et al. 1998, Efficient BackProp, section 4.3"
 
@@ -13,24 +14,27 @@ _LECUN = "LeCun et al. 1998, Efficient BackProp, section 4.3"
 @cause(Stage.DATA, "IEEE 754: whatever meets a NaN becomes one")
 def nonfinite_data(e: Evidence) -> Iterator[Look]:
     """The data hold NaN or infinite numbers, in any batch looked at."""
-    counts = e.curve("nonfinite")[1]
-    bad = sum(counts)
-    if bad > 0:
+    for site, name in (("data", "nonfinite"), ("targets", "nonfinite_target")):
+        counts = e.curve(name)[1]
+        bad = sum(counts)
+        if bad == 0 or (site == "targets" and not (e.pair is not None and e.pair.is_data)):
+            continue
         share = e.out.get("nonfinite_data", 0.0)
         batches = sum(count > 0 for count in counts)
         yield Look(
             "error",
-            "data",
+            site,
             "nonfinite",
             share or bad,
-            f"{bad:.0f} numbers of the data are NaN or infinite, in {batches} of the {len(counts)} batches looked at.",
+            f"{bad:.0f} numbers of the {site} are NaN or infinite, in {batches} of {len(counts)} batches looked at.",
             "Nothing can be learnt from them: remove or replace them before training.",
         )
+        return
 
 
 @cause(Stage.DATA, "the variance of a constant is 0")
 def constant_data(e: Evidence) -> Iterator[Look]:
-    """The examples of a batch are all the same, in every batch looked at."""
+    """The examples of a batch are all the same in every batch looked at, or the targets of a regression are."""
     varies = e.curve("varies")[1]
     same = bool(varies) and not any(varies)
     if same or (e.reconstructs and e.out.get("samples", 0) > 1 and e.out.get("x_variance", 1.0) == 0):
@@ -41,6 +45,19 @@ def constant_data(e: Evidence) -> Iterator[Look]:
             0.0,
             f"The data do not vary: all {e.n:,} examples are the same.",
             "There is nothing to learn: look at what the loader gives.",
+        )
+        return
+    pair, labels = e.pair, e.out.get("binary", 0.0) > 0.999
+    if pair is None or not pair.is_data or pair.loss not in REAL or labels:
+        return
+    if e.out.get("x_variance", 1.0) == 0 and e.n > 1:
+        yield Look(
+            "error",
+            "targets",
+            "variance",
+            0.0,
+            f"The targets do not vary: all {e.n:,} are the same.",
+            "There is nothing to learn: look at how targets are made, and at what the loader gives.",
         )
 
 

@@ -73,8 +73,8 @@ def _explains(earlier: Finding, finding: Finding) -> bool:
     above, below = CAUSES[earlier.cause], CAUSES[finding.cause]
     if not below.follows or earlier.cause == finding.cause:
         return False
-    if earlier.cause in LAST and finding.cause in _OF_TOO_FEW_STEPS:
-        return True
+    if earlier.cause in LAST:
+        return finding.cause in (*_OF_TOO_FEW_STEPS, "dead_units", "dormant_units")
     if above.follows:
         return earlier.severity == "error" and above.stage < below.stage
     serious = earlier.severity == "error" or earlier.severity == finding.severity == "warning"

@@ -32,7 +32,7 @@ def learning_rate_high(e: Evidence) -> Iterator[Look]:
     less than a thousandth of their start with nothing learnt; or steps change more than 1 % of the weights with nothing
     learnt after 100 of them; or more than 10 %.
     """
-    if any(e.curve("nonfinite")[1]):
+    if any(e.curve("nonfinite")[1]) or any(e.curve("nonfinite_target")[1]):
         return  # the data are why
     steps, losses = e.curve("loss")
     bad = sum(not math.isfinite(loss) for loss in losses)

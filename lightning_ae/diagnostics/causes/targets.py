@@ -97,7 +97,7 @@ def target_scale(e: Evidence) -> Iterator[Look]:
         return
     size = math.hypot(e.out.get("x_std", 0.0), e.out.get("x_mean", 0.0))
     diverged = any(not math.isfinite(v) for v in e.curve("loss")[1])
-    if size > 30 and (not e.relative < 0.5 or diverged) and e.out.get("outside", 0.0) <= 0.001:
+    if 30 < size < math.inf and (not e.relative < 0.5 or diverged) and e.out.get("outside", 0.0) <= 0.001:
         yield Look(
             "error",
             "targets",

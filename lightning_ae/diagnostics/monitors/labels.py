@@ -60,6 +60,8 @@ def class_figures(results: Mapping[Key, Tensor], site: str, value: float, weight
 def add_labels(add: Add, heard: Comparison) -> None:
     """Add how often each class is the target: of an index, of rows with one 1, of 0 and 1."""
     target, prediction = heard.target, heard.prediction
+    if target.ndim == 0:
+        return
     if not target.is_floating_point():
         number = prediction.shape[1] if prediction.ndim > 1 else 0
         if 0 < number <= MOST_CLASSES:

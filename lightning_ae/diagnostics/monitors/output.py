@@ -176,7 +176,7 @@ class OutputMonitor(StructureMonitor):
             heard = [c for c in heard if c is not named]
         self._add_heard(heard, x, read)
         for frame, data in joined:
-            for comparison in heard:
+            for comparison in heard[:1]:
                 if data.numel() == comparison.target.numel() and comparison.target.is_floating_point():
                     self.skips.add(frame)
                     self.counters.add("skip", "same", correlation(data, comparison.target).gt(0.9999))
@@ -202,12 +202,10 @@ class OutputMonitor(StructureMonitor):
             if name not in self.pairs:
                 self.pairs[name] = Pair.of(comparison)
             pair, target = self.pairs[name], comparison.target
-            if target.ndim > 1 and not pair.classes:
-                columns = target.numel() // max(1, len(target))
-                if pair.columns and columns != pair.columns and not pair.ragged:
-                    pair.ragged = True
-                    self.forget_site(name)
-                pair.columns = columns
+            if pair.changes(target):
+                self.forget_site(name)
+            if target.is_floating_point():
+                self.curve.add("nonfinite_target", self._step, (~target.isfinite()).sum().float())
             self.counters.add(name, "heard", 1)
             parts = add_pair(self.counters.add, name, comparison, pair)
             if not pair.classes and comparison.target_is_data:

@@ -54,7 +54,8 @@ class Pair:
         prediction_shape: with the batch.
         target_shape: with the batch.
         weighted: whether classes or elements have weights of their own, or labels are smoothed.
-        columns: numbers of a target; ragged: whether that changes, as for sequences of several lengths.
+        columns: numbers of a target; ragged: 1 if that changes, as for sequences of several lengths, 2 if the
+            length of the last axis does.
         classes: whether the target is an index of a class.
         is_data: whether the target is of the batch.
         learns: whether the target depends on what learns.
@@ -71,7 +72,7 @@ class Pair:
     is_data: bool = True
     learns: bool = False
     columns: int = 0
-    ragged: bool = False
+    ragged: int = 0
 
     @property
     def activation(self) -> str:
@@ -103,6 +104,18 @@ class Pair:
             return False
         return bool(math.prod(whole) > max(math.prod(self.prediction_shape), math.prod(self.target_shape)))
 
+    def changes(self, target: Tensor) -> bool:
+        """Note the shape of a target; whether sums by column are no longer of the same columns."""
+        if target.ndim < 2 or self.classes:
+            return False
+        columns, before = target.numel() // max(1, len(target)), self.columns
+        ragged = 2 if target.shape[-1] != self.target_shape[-1] else 1
+        self.columns = columns
+        if not before or columns == before or self.ragged >= ragged:
+            return False
+        self.ragged = ragged
+        return True
+
     @classmethod
     def of(cls, heard: Comparison) -> Pair:
         """What is known of a comparison."""
@@ -117,7 +130,7 @@ class Pair:
         dropout = next((made for made in heard.path[:2] if made.name == "dropout"), None)
         return cls(
             heard.loss,
-            [made.name for made in heard.path],
+            [made.name for made in heard.path if made.name != "dropout" or made.rate > 0],
             0 if softmax is None else softmax.width,
             0.0 if dropout is None else dropout.rate,
             list(heard.prediction.shape),
@@ -157,7 +170,8 @@ def add_pair(add: Add, site: str, heard: Comparison, pair: Pair) -> Tensor | Non
         # a row for each position: classes are on axis 1
         target, prediction = (t.movedim(1, -1).reshape(-1, t.shape[1]) for t in (target, prediction))
     elif pair.ragged and target.ndim > 1:
-        target, prediction = (t.reshape(-1, t.shape[-1] if t.ndim > 2 else 1) for t in (target, prediction))
+        width = target.shape[-1] if pair.ragged == 1 and target.ndim > 2 else 1
+        target, prediction = target.reshape(-1, width), prediction.reshape(-1, width)
     rows = (len(target), -1) if target.ndim > 1 else (-1, 1)
     y, y_hat = full_precision(target.float()).reshape(rows), full_precision(prediction).reshape(rows)
     if y.shape[1] > MOST_COLUMNS:
@@ -184,7 +198,10 @@ def _add_value(add: Add, site: str, heard: Comparison) -> None:
     if heard.value is None:
         return
     value = heard.value.float()
-    if value.ndim:
+    if heard.loss in ("cross_entropy", "nll_loss") and not heard.target.is_floating_point():
+        if heard.options.get("reduction", "mean") != "mean":
+            value = value.sum() / heard.target.ne(int(heard.options.get("ignore_index", -100))).sum().clamp(min=1)
+    elif value.ndim:
         # one number for each element where it is written out, one for each example where torch gives them
         per_row = heard.loss in ("target × log", "target × log_softmax")
         value = value.sum() / max(1, value.numel() // value.shape[-1]) if per_row else value.mean()
@@ -201,7 +218,7 @@ def _add_robust(add: Add, site: str, heard: Comparison, y: Tensor, y_hat: Tensor
     """Add the loss of the prediction and of each batch's median, for losses that outliers do not rule."""
     width = float(heard.options.get("beta", heard.options.get("delta", 1.0)))
     for name, guess in (("own", y_hat), ("median", y.median(0).values.expand_as(y))):
-        if heard.loss in ("l1_loss", "absolute difference"):
+        if heard.loss in ("l1_loss", "absolute difference") or width == 0:
             value = (guess - y).abs().sum()
         else:
             value = functional.huber_loss(guess, y, reduction="sum", delta=width)

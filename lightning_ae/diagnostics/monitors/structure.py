@@ -65,7 +65,7 @@ class StructureMonitor(Monitor):
 
     def on_module(self, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         """Note dropouts; compare a batch's statistics with running ones."""
-        if isinstance(module, _DropoutNd) and module.training and inputs:
+        if isinstance(module, _DropoutNd) and module.training and inputs and inputs[0].ndim:
             self.dropouts[name] = (module.p, int(inputs[0].shape[-1]))
         if isinstance(module, _BatchNorm) and module.training and module.running_mean is not None and inputs:
             self._add_norm(name, module, inputs[0])

@@ -85,6 +85,9 @@ class TrainingMonitor(Monitor):
         self._leftover: list[Tensor] = []
         self._fresh = True
         self._stepped: set[int] = set()
+        self._parameters: list[list[nn.Parameter]] = []
+        #: of each optimizer the largest gradient before each backward pass since its last step; None if there was none
+        self._windows: list[list[Tensor | float | None]] = []
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Join the probe of this Trainer, with nothing known."""
@@ -97,7 +100,9 @@ class TrainingMonitor(Monitor):
         super().on_train_start(trainer, pl_module)
         held = self._in_optimizers(trainer, pl_module)
         self.held |= {name for _, name in held}
-        self._held_by = [{id(p) for group in o.param_groups for p in group["params"]} for o in trainer.optimizers]
+        self._parameters = [[p for g in o.param_groups for p in g["params"]] for o in trainer.optimizers]
+        self._held_by = [{id(p) for p in held} for held in self._parameters]
+        self._windows = [[] for _ in self._held_by]
         self.automatic = pl_module.automatic_optimization
         self.clips = trainer.gradient_clip_val is not None
         self.accumulated = trainer.accumulate_grad_batches
@@ -120,11 +125,16 @@ class TrainingMonitor(Monitor):
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
         """Look for gradients that are there before the first backward pass of a step: ``zero_grad`` was forgotten."""
-        if self._probe is None or not self._probe.looks_at(self) or not self._fresh:
+        if self._probe is None:
+            return
+        looked = self._probe.looks_at(self)
+        if not pl_module.automatic_optimization:
+            self._before_manual(looked)
+            return
+        if not looked or not self._fresh:
             return
         there = [(id(p), _local(p.grad)) for p in pl_module.parameters() if p.grad is not None and not p.grad.is_sparse]
-        if pl_module.automatic_optimization:
-            self._fresh = False  # what accumulates later in the window is wanted
+        self._fresh = False  # what accumulates later in the window is wanted
         # of each optimizer by itself: what another one holds is zeroed before its own backward pass; and of parameters
         # that no optimizer holds nobody zeroes the gradients
         none = torch.zeros((), device=loss.device)
@@ -133,6 +143,41 @@ class TrainingMonitor(Monitor):
             own = [gradient.float().abs().max() for identity, gradient in there if identity in held]
             largest.append(torch.stack([value.to(loss.device) for value in own]).max() if own else none)
         self._leftover.append(torch.stack(largest or [none]))
+
+    def _before_manual(self, looked: bool) -> None:
+        """Between two steps of an optimizer one backward pass at least begins anew, if gradients are zeroed at all.
+
+        Gradients that are None are seen without asking the device; others only in steps that are looked at.
+        """
+        for held, window in zip(self._parameters, self._windows, strict=True):
+            there = [p.grad for p in held if p.grad is not None and not p.grad.is_sparse]
+            if not there:
+                window.append(None)
+            elif looked:
+                window.append(torch.stack([_local(g).abs().max().float() for g in there]).max())
+            else:
+                window.append(math.nan)
+
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Look at gradients; with manual optimization, close the window of this optimizer."""
+        super().on_before_optimizer_step(trainer, pl_module, optimizer)
+        if pl_module.automatic_optimization or not self._windows:
+            return
+        own = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        for number, held in enumerate(self._held_by):
+            window = self._windows[number]
+            if not held & own or not window:
+                continue
+            known = [value for value in window if isinstance(value, torch.Tensor)]
+            anew = None in window
+            if anew or len(known) == len(window):
+                least = torch.zeros(()) if anew else torch.stack(known).min()
+                place = torch.tensor([i == number for i in range(len(self._held_by))]).to(least.device)
+                self.counters.add("leftover", "looks", place)
+                self.counters.add("leftover", "found", place & least.gt(0))
+            self._windows[number] = []
 
     def on_step(self, trainer: L.Trainer | None, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Note the optimizer's settings, and which of its parameters have no gradient."""
@@ -179,6 +224,10 @@ class TrainingMonitor(Monitor):
             batches = trainer.num_training_batches
             self.batches_per_epoch = int(batches) if math.isfinite(batches) else 0
             self._fresh = not trainer.fit_loop._should_accumulate()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without parameters, which belong to a running fit."""
+        return {**super().__getstate__(), "_parameters": [], "_windows": []}
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """See which parameters are as they were."""

@@ -40,7 +40,22 @@ _NAMES: dict[Any, str] = {
     **dict.fromkeys([Tensor.__mul__, Tensor.__rmul__, Tensor.mul, torch.mul], "scale"),
 }
 #: What has the shape of its argument and nothing else of it.
-_RANDOM = {torch.randn_like, torch.rand_like, torch.randint_like, torch.zeros_like, torch.ones_like, torch.full_like}
+_RANDOM = {
+    torch.randn_like,
+    torch.rand_like,
+    torch.randint_like,
+    torch.zeros_like,
+    torch.ones_like,
+    torch.full_like,
+    torch.empty_like,
+    Tensor.new_ones,
+    Tensor.new_zeros,
+    Tensor.new_full,
+    Tensor.new_empty,
+    Tensor.new_tensor,
+}
+#: What takes no more than shape, type or device of its second argument.
+_LIKE = {Tensor.type_as, Tensor.to, Tensor.expand_as, Tensor.view_as, Tensor.reshape_as}
 #: What may stand between a probability and its logarithm.
 _GUARDS = {"clamp", "divide", "add"}
 
@@ -85,7 +100,8 @@ class Lineage:
         #: numbers in the batch's first tensor
         self.input_size = 0
         for tensor in _all_tensors(batch):
-            self._storages[_storage(tensor)] = tensor
+            if (storage := _storage(tensor)) >= 0:
+                self._storages[storage] = tensor
             self.input_size = self.input_size or tensor.numel()
 
     def clear(self) -> None:
@@ -109,7 +125,11 @@ class Lineage:
         """Follow one call; returns what is remembered of it."""
         listed = args[0][:4] if args and isinstance(args[0], (list, tuple)) else ()
         drawn = func in _RANDOM
-        if not out.requires_grad and not drawn and any(self.is_data(a) for a in (*args, *listed)):
+        if (
+            not out.requires_grad
+            and not drawn
+            and any(self.is_data(a) for a in (args[:1] if func in _LIKE else (*args, *listed)))
+        ):
             self._data[id(out)] = weakref.ref(out)
         name = _NAMES.get(func)
         if name is None or out.layout is not torch.strided:

@@ -128,8 +128,7 @@ class OpenWatch:
             x = args[0] if args else None
             if module._parameters and isinstance(x, Tensor) and x.is_floating_point() and self.lineage.is_data(x):
                 self._tell("on_entry", frame.name, module, x.detach())
-            for listener in self.listeners:
-                listener.on_module(frame.name, module, args, output)
+            self._tell("on_module", frame.name, module, args, output)
 
     def _tell(self, what: str, *args: Any) -> None:
         """Tell all; what they make of it is never a reason for training to end."""
@@ -181,7 +180,7 @@ class OpenWatch:
 
     def _on_activation(self, activation: Activation, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor) -> None:
         source: Tensor = args[0] if args else kwargs["input"]
-        if isinstance(source, nn.Parameter):
+        if isinstance(source, nn.Parameter) or y.layout is not torch.strided:
             return  # a weight kept in range, no unit
         options = activation.bind(args, kwargs)
         frame = self._stack[-1]
@@ -206,8 +205,7 @@ class OpenWatch:
                 return
             z = None if overwritten else source.detach().unsqueeze(-1) if flat else source.detach()
             event = Event(site, z, seen, options, self._mask_for(seen, site), self.watch.scratch)
-            for listener in self.listeners:
-                listener.on_activation(event)
+            self._tell("on_activation", event)
 
     def _site(
         self, activation: Activation, origin: Origin | None, y: Tensor, options: dict[str, Any], again: bool

@@ -106,15 +106,11 @@ class Patterns:
         return found is not None and found() is tensor and not isinstance(tensor, nn.Parameter)
 
     def _scale(self, source: Tensor, out: Tensor) -> None:
-        """Remember an exponential of what a layer gives: of half a log-variance, or of a log-deviation."""
-        at, value, halved = source.detach(), None, False
+        """Remember an exponential of what a layer gives, as a deviation that noise may be scaled by."""
+        at = source.detach()
         for made in self.lineage.of(source):
-            if made.name in ("scale", "divide"):
-                at, halved = made.source, True
-            elif made.name in ("clamp", "tanh"):
-                value = value if value is not None else made.tensor
+            if made.name in ("scale", "divide", "clamp", "tanh", "add"):
                 at = made.source
         mean = self.lineage.sister(at)
-        if mean is not None:
-            value = at if value is None else value
-            self._scales[id(out)] = (weakref.ref(out), mean, value if halved else 2 * value)
+        if mean is not None:  # a deviation exp(a) is of the log-variance 2a
+            self._scales[id(out)] = (weakref.ref(out), mean, 2 * source.detach())

@@ -19,7 +19,7 @@ class TestNonfiniteData:
         finding = report.findings[0]
         assert (finding.severity, finding.cause, finding.site) == ("error", "nonfinite_data", "data")
         assert finding.evidence.startswith("3 numbers")
-        assert "in 1 of the 2 batches" in finding.evidence
+        assert "in 1 of 2 batches" in finding.evidence
         assert "remove or replace" in finding.advice
         assert "learning_rate_high" not in causes(report)  # the data are why
 
