@@ -199,9 +199,9 @@ class DiagnosticsReport(L.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up saved sums."""
         for monitor in self._own:
-            if type(monitor).__name__ in state_dict["monitors"]:
+            if type(monitor).__name__ in state_dict.get("monitors", {}):
                 monitor.load_state_dict(state_dict["monitors"][type(monitor).__name__])
-        self._over_time = dict(state_dict["over_time"])
+        self._over_time = dict(state_dict.get("over_time", {}))
         self._validation.load_state_dict(state_dict.get("validation", {"losses": {}}))
 
     # -- the report -------------------------------------------------------------------------------------------

@@ -91,6 +91,8 @@ class Report:
     def __str__(self) -> str:
         lines = [] if self.findings else [self.verdict]
         lines += [str(finding) for finding in self.findings]
+        if self.findings and self.sites:
+            lines += ["", "Findings are on the later part of what was looked at; the tables on its last samples."]
         for title, header, rows in self.tables():
             if title == "Findings":
                 continue

@@ -76,7 +76,7 @@ def dead_units(e: Evidence) -> Iterator[Look]:
         else:
             share = shares[site]
             yield Look(
-                _milder(e, "error" if share >= 0.5 else "warning" if share >= 0.2 else "info"),
+                _milder(e, "error" if share >= 0.5 else "info"),
                 site,
                 "dead_fraction",
                 share,

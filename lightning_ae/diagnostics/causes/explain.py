@@ -7,6 +7,13 @@ from lightning_ae.diagnostics.causes.base import CAUSES, Evidence, Finding, run
 _ORDER = {"error": 0, "warning": 1, "info": 2}
 #: Causes that are looked for only where nothing else is seriously wrong: they are what is left of a healthy run.
 LAST = ("learning_rate_low", "too_short")
+#: What a cause explains besides what is mostly seen of others.
+_EXPLAINS = {
+    "input_scale": ("vanishing_gradient", "exploding_gradient"),
+    "target_scale": ("vanishing_gradient", "exploding_gradient"),
+    "nonfinite_loss": ("learning_rate_high", "no_gradient", "log_variance_explodes"),
+    "codebook_collapse": ("dead_units",),
+}
 #: What is seen of a network that has hardly moved.
 _OF_TOO_FEW_STEPS = ("constant_output", "constant_latents")
 
@@ -71,6 +78,8 @@ def _contradicts(earlier: Finding, finding: Finding) -> bool:
 def _explains(earlier: Finding, finding: Finding) -> bool:
     """Whether what is mostly seen of others is seen of this one."""
     above, below = CAUSES[earlier.cause], CAUSES[finding.cause]
+    if earlier.severity == "error" and finding.cause in _EXPLAINS.get(earlier.cause, ()):
+        return True
     if not below.follows or earlier.cause == finding.cause:
         return False
     if earlier.cause in LAST:

@@ -31,11 +31,21 @@ def posterior_collapse(e: Evidence) -> Iterator[Look]:
             off / len(kl),
             f"The posterior of {off} of {len(kl)} latents is the prior (KL < 0.01 nats); an example's code carries "
             f"{total:.2g} nats in all.",
-            "The KL term wins before the latent is of use: lower β, raise it slowly from 0, or grant free bits; a mean "
-            "over pixels makes the reconstruction as small as if β were that many times larger, so use the sum.",
+            "The KL term wins before the latent is of use: " + _how_to_weigh(e),
             ("weight of kl", -1),
             int(e.code.get("samples", e.n)),
         )
+
+
+def _how_to_weigh(e: Evidence) -> str:
+    columns = e.out.get("columns", 1)
+    if not e.ours and e.pair is not None and e.pair.reduction == "mean" and columns > 1:
+        return (
+            f"the reconstruction is a mean over {columns:.0f} numbers, as if β were that many times larger. Use the "
+            "sum over an example's numbers (reduction='sum', divided by the batch size), or divide the KL by "
+            f"{columns:.0f}."
+        )
+    return "lower β, raise it slowly from 0, or grant free bits."
 
 
 @cause(Stage.SCALE, "Kingma & Welling 2014: exp of a log-variance without a bound")

@@ -45,8 +45,9 @@ def constant_output(e: Evidence) -> Iterator[Look]:
         spread,
         f"Every input gives the same output: {fvu:.1%} of the variance is unexplained, and {subject} varies over the "
         f"examples by {spread:.1%} of what the {e.target} do.{shade}",
-        "The model has learnt the mean and no more, and none of the causes looked for was found: see whether it can "
-        "learn a single batch by heart, with a wider network.",
+        ("The model has learnt the mean and no more" if fvu < 1.1 else "The model has not even reached the mean")
+        + ", and none of the causes looked for was found: see whether it can learn a single batch by heart, with a "
+        "wider network.",
     )
 
 

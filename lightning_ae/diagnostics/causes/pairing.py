@@ -13,7 +13,8 @@ _OWN = {
     "binary_cross_entropy_with_logits": "sigmoid",
     "multilabel_soft_margin_loss": "sigmoid",
 }
-_HARMLESS = {"log_softmax", "dropout", "layer", "norm", "batch_norm", "log", "clamp", "divide", "add", "scale"}
+#: Activations that keep a logit from where it should be able to go.
+_BOUNDED = {"softmax", "sigmoid", "hardsigmoid", "tanh", "softsign", "hardtanh", "relu", "relu6"}
 
 
 @cause(Stage.CERTAIN, "Stack Overflow 33969059 and 45337371, in DeepFD's benchmark")
@@ -39,15 +40,20 @@ def double_activation(e: Evidence) -> Iterator[Look]:
     for pair in e.pairs.values():
         before = next((step for step in pair.path if step != "dropout"), "layer")
         own = _OWN.get(pair.loss)
-        if own is not None and before not in _HARMLESS and pair.width != 1:
+        if own is not None and before in _BOUNDED and pair.width != 1:
             yield Look(
                 "error" if not e.relative < 0.15 else "warning",
                 "loss",
                 "twice",
                 2.0,
                 f"The prediction passes {before} before {pair.loss}, which applies {own} itself.",
-                "That squeezes its output into a part of its range: probabilities can no longer get near 0 and 1, and "
-                f"gradients are small. Remove the {before}: give {pair.loss} what the last layer puts out.",
+                (
+                    "Negative logits are cut off, and with them their gradient. "
+                    if "relu" in before
+                    else "That squeezes its output into a part of its range: probabilities can no longer get near 0 "
+                    "and 1, and gradients are small. "
+                )
+                + f"Remove the {before}: give {pair.loss} what the last layer puts out.",
             )
         if pair.loss == "nll_loss" and pair.path and (before == "layer" or before in RANGES) and before[:3] != "log":
             what = "a softmax" if before == "softmax" else "what no log_softmax has passed"
@@ -157,15 +163,22 @@ def squared_error_sigmoid(e: Evidence) -> Iterator[Look]:
         starved = e.out.get("starved", 0.0)
     told = f" (on average {ratio:.2g} of it)" if ratio == ratio else ""
     if starved > 0.05 and e.squashes and e.relative > 0.02:
+        tanh = e.output.activation == "tanh"
+        if tanh and e.out.get("outside", 0.0) > 0.001:
+            return  # what the output cannot reach drives it there
         instead = "BernoulliNLL()" if e.ours else "binary_cross_entropy_with_logits and no sigmoid"
+        advice = (
+            "Let the last layer's output be the prediction, with no tanh, or start that layer with smaller weights."
+            if tanh
+            else f"Use {instead}, whose gradient at the pre-activation is x̂ − x."
+        )
         yield Look(
             "error" if starved > 0.2 and not e.relative < 0.3 else "warning",
             "output",
             "starved_fraction",
             starved,
             f"{starved:.0%} of the outputs that are wrong get less than 1 % of their error as gradient{told}.",
-            f"Squared error through a {e.output.activation} is flat where it is confidently wrong. Use {instead}, "
-            "whose gradient at the pre-activation is x̂ − x.",
+            f"Squared error through a {e.output.activation} is flat where it is confidently wrong. " + advice,
         )
 
 

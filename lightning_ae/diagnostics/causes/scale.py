@@ -110,6 +110,8 @@ def exploding_gradient(e: Evidence) -> Iterator[Look]:
         worst > 100 * middle > 0 and worst > 10 and norms[0] > 10 and (bad or not e.relative < 0.5)
     ):
         clipped = e.training is not None and e.training.clips
+        if clipped and not bad:
+            return
         yield Look(
             "warning" if clipped or (e.relative < 0.5 and not bad) else "error",
             "loss",

@@ -24,6 +24,33 @@ def _deviation(values: Sequence[float]) -> float:
     return math.sqrt(mean([(v - centre) ** 2 for v in values]))
 
 
+def not_finite_at_once(e: Evidence) -> bool:
+    """Whether the loss, or the gradient, was not finite in the very first step."""
+    steps, losses = e.curve("loss")
+    norms = e.whole_saturation.curve.read("gradient_norm")[1]
+    if not losses or steps[0] > 1 or len(losses) < 2:
+        return False
+    first_gradient = bool(norms) and not math.isfinite(norms[0]) and not math.isfinite(losses[1])
+    return not math.isfinite(losses[0]) or first_gradient
+
+
+@cause(Stage.PAIRING, "IEEE 754: log(0), 0/0, and the derivative of a square root at 0 are not finite")
+def nonfinite_loss(e: Evidence) -> Iterator[Look]:
+    """The loss or its gradient is not finite in the first step, from finite data: no step can be why."""
+    if any(e.curve("nonfinite")[1]) or any(e.curve("nonfinite_target")[1]) or not not_finite_at_once(e):
+        return
+    what = "gradient of the loss" if math.isfinite(e.curve("loss")[1][0]) else "loss"
+    yield Look(
+        "error",
+        "loss",
+        "nonfinite",
+        1.0,
+        f"The {what} is not finite in the first step, before any weight has changed.",
+        "Look for a logarithm or a square root of 0, a division by 0, or a mean over nothing (all targets ignored or "
+        "masked) in the loss: add a small number inside, or use torch's own loss on what the last layer puts out.",
+    )
+
+
 @cause(Stage.STEPS, _RATE)
 def learning_rate_high(e: Evidence) -> Iterator[Look]:
     """Steps are too large, said by what they did.
@@ -35,6 +62,8 @@ def learning_rate_high(e: Evidence) -> Iterator[Look]:
     if any(e.curve("nonfinite")[1]) or any(e.curve("nonfinite_target")[1]):
         return  # the data are why
     steps, losses = e.curve("loss")
+    if not_finite_at_once(e):
+        return  # before a step was made
     bad = sum(not math.isfinite(loss) for loss in losses)
     finite = [loss for loss in losses if math.isfinite(loss)]
     cut = ("learning_rate", -1)

@@ -78,7 +78,7 @@ def one_class(e: Evidence) -> Iterator[Look]:
         return
     steps, values = e.curve(f"{e.main}/error")
     early = [v for step, v in zip(steps, values, strict=True) if step <= e.steps / 5]
-    if pair.classes and len(values) >= 20 and early and min(early) < 1e-3:
+    if pair.classes and len(values) >= 20 and early and 0 <= min(early) < 1e-3:
         yield Look(
             "info",
             "loss",

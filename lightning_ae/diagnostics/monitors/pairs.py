@@ -54,6 +54,7 @@ class Pair:
         prediction_shape: with the batch.
         target_shape: with the batch.
         weighted: whether classes or elements have weights of their own, or labels are smoothed.
+        reduction: that of torch's loss; empty where it is written out.
         columns: numbers of a target; ragged: 1 if that changes, as for sequences of several lengths, 2 if the
             length of the last axis does.
         classes: whether the target is an index of a class.
@@ -73,6 +74,7 @@ class Pair:
     learns: bool = False
     columns: int = 0
     ragged: int = 0
+    reduction: str = ""
 
     @property
     def activation(self) -> str:
@@ -139,6 +141,7 @@ class Pair:
             classes,
             heard.target_is_data,
             heard.target_learns,
+            reduction="" if heard.loss in BY_HAND else str(options.get("reduction", "mean")),
         )
 
 

@@ -39,7 +39,7 @@ def structure(root: nn.Module) -> tuple[Any, ...]:
             continue
         seen.add(id(module))
         found += map(id, module._parameters.values())
-        found += module._modules
+        found += module._modules.keys()  # that of a scripted module is no dict
         todo += [child for child in module._modules.values() if child is not None]
     return tuple(found)
 
