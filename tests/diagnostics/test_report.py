@@ -575,3 +575,54 @@ class TestHealthyModels:
             network[0].bias.copy_(torch.tensor([0.0, 0.0, 0.0, -10.0]))
         x = torch.rand(200, 4) * torch.tensor([1.0, 1.0, 1.0, size])
         assert ("stuck_outputs" in measures(ae.diagnose(network, [x], functional.mse_loss))) is expected
+
+
+class TestWhatAHostileUserMet:
+    """Runs that work without a report and must work with one."""
+
+    def test_scripted_parts(self, make_trainer):
+        class Scripted(L.LightningModule):
+            def __init__(self):
+                super().__init__()
+                self.net = torch.jit.script(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4)))
+
+            def training_step(self, batch, batch_idx):
+                return functional.mse_loss(self.net(batch), batch)
+
+            def configure_optimizers(self):
+                return torch.optim.Adam(self.parameters(), 1e-2)
+
+        data = torch.utils.data.DataLoader(torch.randn(64, 4), 16)
+        report = ae.DiagnosticsReport(every_n_steps=1, quiet=True)
+        with pytest.warns(UserWarning, match="scripted or exported"):
+            make_trainer(callbacks=report, limit_val_batches=0).fit(Scripted(), data)
+        assert report.report.output["fvu"] > 0
+
+    def test_a_mean_beside_a_sum_is_named_with_its_number(self, make_trainer):
+        class VAE(L.LightningModule):
+            def __init__(self):
+                super().__init__()
+                self.mean, self.log_variance, self.decoder = nn.Linear(64, 4), nn.Linear(64, 4), nn.Linear(4, 64)
+
+            def training_step(self, batch, batch_idx):
+                x = batch[0].flatten(1)
+                mean, log_variance = self.mean(x), self.log_variance(x)
+                z = mean + torch.randn_like(mean) * (0.5 * log_variance).exp()
+                kl = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).sum()
+                return functional.binary_cross_entropy_with_logits(self.decoder(z), x) + kl
+
+            def configure_optimizers(self):
+                return torch.optim.Adam(self.parameters(), 1e-2)
+
+        report = ae.DiagnosticsReport(every_n_steps=2, quiet=True)  # nobody has told it what the latent is
+        make_trainer(max_epochs=8, callbacks=report, limit_val_batches=0).fit(VAE(), ae.DigitsDataModule())
+        (finding,) = [f for f in report.findings if f.cause == "posterior_collapse"]
+        assert "a mean over 64 numbers" in finding.advice
+        assert "divide the KL by 64" in finding.advice
+
+    def test_without_a_logger_nothing_lands_in_the_current_folder(self, make_trainer, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        report = ae.DiagnosticsReport(every_n_steps=2, quiet=True)
+        make_trainer(callbacks=report).fit(mlp(), ae.DigitsDataModule())
+        assert list(tmp_path.iterdir()) == []
+        assert report.report is not None

@@ -110,14 +110,13 @@ def exploding_gradient(e: Evidence) -> Iterator[Look]:
         worst > 100 * middle > 0 and worst > 10 and norms[0] > 10 and (bad or not e.relative < 0.5)
     ):
         clipped = e.training is not None and e.training.clips
-        if clipped and not bad:
-            return
         yield Look(
             "warning" if clipped or (e.relative < 0.5 and not bad) else "error",
             "loss",
             "gradient_norm",
             worst,
             f"The gradient's norm reaches {worst:.3g} (median {middle:.3g}) in a recurrent network.",
-            "It grows from step to step of the sequence: set gradient_clip_val=1.0 in the Trainer, use LSTM or GRU "
-            "cells, orthogonal recurrent weights, or shorter sequences.",
+            "It grows from step to step of the sequence: "
+            + ("it is clipped, so now " if clipped else "set gradient_clip_val=1.0 in the Trainer, ")
+            + "use LSTM or GRU cells, orthogonal recurrent weights, or shorter sequences.",
         )

@@ -52,6 +52,28 @@ class TestLearningRateHigh:
         assert "learning_rate_high" not in causes(report)
 
 
+class TestNonfiniteLoss:
+    @pytest.mark.parametrize(
+        "loss",
+        [
+            lambda p, y: (p - p).square().sum(1).sqrt().mean() + functional.mse_loss(p, y),  # its gradient is 0/0
+            lambda p, y: -(y * (0 * p).log()).mean(),
+            lambda p, y: functional.mse_loss(p, y) / (0 * p).sum(),
+        ],
+    )
+    @pytest.mark.parametrize("lr", [1e-2, 1e-6])
+    def test_before_a_step_was_made(self, train, mlp, regression, loss, lr):
+        finding = train(mlp(), loss, *regression, lr=lr, steps=20).findings[0]
+        assert (finding.severity, finding.cause) == ("error", "nonfinite_loss")
+        assert "in the first step" in finding.evidence
+        assert "square root of 0" in finding.advice
+        assert finding.change is None
+
+    def test_after_steps_it_is_the_steps(self, train, regression, causes):
+        report = train(nn.Linear(8, 1), functional.mse_loss, *regression, optimizer=sgd(50.0))
+        assert "nonfinite_loss" not in causes(report)
+
+
 class TestWeightDecay:
     @pytest.mark.parametrize(
         ("optimizer", "decay", "share"),
