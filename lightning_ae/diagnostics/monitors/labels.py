@@ -1,7 +1,8 @@
-"""Targets that are classes: how often each is seen, and how often it is hit."""
+"""What kind targets are of, and those that are classes: how often each is seen, and how often it is hit."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -74,3 +75,26 @@ def add_labels(add: Add, heard: Comparison) -> None:
         add("labels", "counts", torch.stack([flat.eq(0).sum(), flat.eq(1).sum(), (flat.ne(0) & flat.ne(1)).sum()]))
     elif target.ndim == 2 and target.shape[1] <= MOST_CLASSES:
         add("labels", "counts", torch.cat([target.eq(1).sum(0), (target.ne(0) & target.ne(1)).sum().reshape(1)]))
+
+
+def add_kind(add: Add, site: str, y: Tensor, low: float, high: float) -> None:
+    """Add how many numbers are 0 or 1, finite, or beyond what the output can reach."""
+    add(site, "head", y.numel())
+    add(site, "head_rows", len(y))
+    add(site, "nonfinite_data", (~y.isfinite()).sum())
+    add(site, "binary", (y.eq(0) | y.eq(1)).sum())
+    add(site, "below", y.lt(-1e-4).sum())
+    add(site, "above", y.gt(1 + 1e-4).sum())
+    if y.shape[1] > 1:
+        total = y.sum(1)
+        add(site, "one", (total - 1).abs().lt(1e-3).sum())
+        add(site, "several", total.gt(1.5).sum())
+    if low == -math.inf and high == math.inf:
+        return
+    width = high - low if high - low < math.inf else math.nan
+    slack = 1e-4 * (width if width == width else 1.0)  # what rounding puts outside is not
+    add(site, "outside", (y.lt(low - slack) | y.gt(high + slack)).sum())
+    size = 0.05 * (width if width == width else y.square().mean().sqrt())
+    add(site, "beyond", (y.lt(low - size) | y.gt(high + size)).sum())
+    if width == width:
+        add(site, "far", ((y - y.mean()).abs() > 0.05 * width).sum())

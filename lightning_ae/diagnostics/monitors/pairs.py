@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lightning_ae.diagnostics.monitors.labels import add_classes, class_figures
+from lightning_ae.diagnostics.monitors.labels import add_classes, add_kind, class_figures
 from lightning_ae.diagnostics.watch.comparisons import BINARY, BY_HAND, CLASSES, REAL, Comparison
 from lightning_ae.diagnostics.watch.counters import Key
 from lightning_ae.losses.base import full_precision
@@ -32,6 +32,8 @@ RANGES = {
 }
 #: Numbers of an event of which sums are kept; of more every n-th.
 MOST_COLUMNS = 2**14
+#: Numbers of a batch of which it is seen of what kind they are.
+HEAD_ELEMENTS = 2**14
 _ROBUST = {"l1_loss", "absolute difference", "smooth_l1_loss", "huber_loss"}
 Add = Callable[..., None]
 
@@ -232,37 +234,20 @@ def add_numbers(add: Add, site: str, y: Tensor, y_hat: Tensor, reach: tuple[floa
     """Add real numbers, ``(rows, columns)`` each; returns the squared error of a row."""
     low, high = reach
     add(site, "rows", len(y))
-    add(site, "nonfinite_data", (~y.isfinite()).sum())
-    # sums of squares about each batch's own mean: exact for data far from 0, where a difference of sums is not
+    # variances about each batch's own mean: exact for data far from 0, where a difference of sums is not
     for name, values in (("x", y), ("x_hat", y_hat)):
-        mean = values.mean(0)
-        off = (values - mean).square().sum(0)
+        spread, mean = torch.var_mean(values, 0, correction=0)
+        off = spread * len(values)
         wide = mean if mean.device.type == "mps" else mean.double()
         add(site, name, wide * len(values), torch.float64)
         add(site, f"{name}_square", off + wide.square() * len(values), torch.float64)
         add(site, f"{name}_within", off.sum(), torch.float64)
-    error = (y_hat - y).square().sum()
+    error = (y_hat - y).square_().sum()
     add(site, "error", error, torch.float64)
-    add(site, "binary", (y.eq(0) | y.eq(1)).sum())
-    add(site, "below", y.lt(-1e-4).sum())
-    add(site, "above", y.gt(1 + 1e-4).sum())
-    if y.shape[1] > 1:
-        total = y.sum(1)
-        add(site, "one", (total - 1).abs().lt(1e-3).sum())
-        add(site, "several", total.gt(1.5).sum())
-    if low > -math.inf or high < math.inf:
-        width = high - low if high - low < math.inf else float("nan")
-        slack = 1e-4 * (width if width == width else 1.0)  # what rounding puts outside is not
-        add(site, "outside", (y.lt(low - slack) | y.gt(high + slack)).sum())
-        if width == width:
-            add(site, "beyond", (y.lt(low - 0.05 * width) | y.gt(high + 0.05 * width)).sum())
-        else:
-            size = 0.05 * y.square().mean().sqrt()
-            add(site, "beyond", (y.lt(low - size) | y.gt(high + size)).sum())
-        if low > -math.inf:
-            add(site, "at_low", y_hat.le(low).sum(0))
-        if width == width:
-            add(site, "far", ((y - y.mean()).abs() > 0.05 * width).sum())
+    if low > -math.inf:
+        add(site, "at_low", y_hat.le(low).sum(0))
+    # of what kind the numbers are shows in a part of a large batch
+    add_kind(add, site, y[: max(8, HEAD_ELEMENTS // y.shape[1])], low, high)
     return error / len(y)
 
 
@@ -302,6 +287,7 @@ def figures(results: Mapping[Key, Tensor], site: str, pair: Pair | None = None) 
     x_hat_mean = results[site, "x_hat"] / rows
     total, columns = float(spread.sum()), len(x_mean)
     numbers = rows * columns
+    head, head_rows = max(1.0, _get(results, site, "head")), max(1.0, _get(results, site, "head_rows"))
     mean = float(x_mean.mean())
     values |= {
         "samples": rows,
@@ -309,16 +295,16 @@ def figures(results: Mapping[Key, Tensor], site: str, pair: Pair | None = None) 
         "x_std": math.sqrt(max(0.0, float(spread.mean()) + float((x_mean - mean).square().mean()))),
         "x_hat_mean": float(x_hat_mean.mean()),
         "contrast": float(x_hat_mean.std(correction=0) / x_mean.std(correction=0).clamp(min=1e-12)),
-        "outside": _get(results, site, "outside") / numbers,
-        "beyond": _get(results, site, "beyond") / numbers,
-        "far": _get(results, site, "far") / numbers,
-        "nonfinite_data": _get(results, site, "nonfinite_data") / numbers,
-        "binary": _get(results, site, "binary") / numbers,
-        "below_zero": _get(results, site, "below") / numbers,
-        "above_one": _get(results, site, "above") / numbers,
-        "one_in_a_row": _get(results, site, "one") / rows if columns > 1 else 0.0,
+        "outside": _get(results, site, "outside") / head,
+        "beyond": _get(results, site, "beyond") / head,
+        "far": _get(results, site, "far") / head,
+        "nonfinite_data": _get(results, site, "nonfinite_data") / head,
+        "binary": _get(results, site, "binary") / head,
+        "below_zero": _get(results, site, "below") / head,
+        "above_one": _get(results, site, "above") / head,
+        "one_in_a_row": _get(results, site, "one") / head_rows if columns > 1 else 0.0,
         "starved": _get(results, site, "starved") / max(1.0, _get(results, site, "wrong")),
-        "several_in_a_row": _get(results, site, "several") / rows if columns > 1 else 0.0,
+        "several_in_a_row": _get(results, site, "several") / head_rows if columns > 1 else 0.0,
         "x_variance": total,
         "columns": float(columns),
     }

@@ -125,8 +125,8 @@ class StructureMonitor(Monitor):
         if not self.entries[name] and x.ndim > 1 and x.numel():
             dim = 1 if isinstance(module, _MAPS) else x.ndim - 1
             rows = full_precision(x).movedim(dim, -1).flatten(0, -2)
-            mean = rows.mean(0)
-            off = (rows - mean).square().sum(0)
+            spread, mean = torch.var_mean(rows, 0, correction=0)
+            off = spread * len(rows)
             wide = mean if mean.device.type == "mps" else mean.double()
             self.counters.add(f"entry/{name}", "rows", len(rows))
             self.counters.add(f"entry/{name}", "x", wide * len(rows), torch.float64)
