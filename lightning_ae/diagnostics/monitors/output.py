@@ -147,7 +147,7 @@ class OutputMonitor(StructureMonitor):
         self._forget()
         given = x if read is None else read
         if given is not None and given.is_floating_point():
-            self.curve.add("nonfinite", self._step, (~given.isfinite()).sum().float())
+            self.curve.add("nonfinite", self._step, (~given.isfinite()).float().sum())
             if given.ndim > 1 and len(given) > 1:
                 self.curve.add("varies", self._step, given.ne(given[:1]).any().float())
         self.batch_size = max(self.batch_size, 0 if x is None or x.ndim == 0 else len(x))
@@ -205,7 +205,7 @@ class OutputMonitor(StructureMonitor):
             if pair.changes(target):
                 self.forget_site(name)
             if target.is_floating_point():
-                self.curve.add("nonfinite_target", self._step, (~target.isfinite()).sum().float())
+                self.curve.add("nonfinite_target", self._step, (~target.isfinite()).float().sum())
             self.counters.add(name, "heard", 1)
             parts = add_pair(self.counters.add, name, comparison, pair)
             if not pair.classes and comparison.target_is_data:

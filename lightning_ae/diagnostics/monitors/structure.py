@@ -125,8 +125,8 @@ class StructureMonitor(Monitor):
         if not self.entries[name] and x.ndim > 1 and x.numel():
             dim = 1 if isinstance(module, _MAPS) else x.ndim - 1
             rows = full_precision(x).movedim(dim, -1).flatten(0, -2)
-            spread, mean = torch.var_mean(rows, 0, correction=0)
-            off = spread * len(rows)
+            mean = rows.mean(0)
+            off = (rows - mean).square_().sum(0)
             wide = mean if mean.device.type == "mps" else mean.double()
             self.counters.add(f"entry/{name}", "rows", len(rows))
             self.counters.add(f"entry/{name}", "x", wide * len(rows), torch.float64)
