@@ -42,7 +42,7 @@ def target_out_of_reach(e: Evidence) -> Iterator[Look]:
         how = " (divide images by 255)" if low == 0 and e.out["x_mean"] > 2 else ""
         free = "SquaredError() or GaussianNLL()" if e.ours else "no activation after the last layer"
         yield Look(
-            "error" if beyond > 0.01 or e.unlearnt(0.3) else "warning",
+            "error" if beyond > 0.01 or e.unlearnt(0.3) else e.grade("warning"),
             "data" if e.reconstructs else "targets",
             "outside",
             outside,
