@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 from torch import nn
@@ -199,14 +200,14 @@ class Evidence:
         """What the target is called."""
         return "data" if self.reconstructs else "targets"
 
-    @property
+    @cached_property
     def trained(self) -> float:
         """Loss over that of the best constant, in training, later in the run; NaN if nothing was heard."""
         # labels that are made up in the step, as for a discriminator, say nothing of what was learnt
         made_up = self.pair is not None and not self.pair.is_data and self.out.get("binary", 0.0) > 0.999
         return math.nan if made_up else self.out.get("relative", math.nan)
 
-    @property
+    @cached_property
     def relative(self) -> float:
         """The lesser of :attr:`trained` and :meth:`validated`: what dropout hides is learnt all the same."""
         return min((v for v in (self.trained, self.validated()) if v == v), default=math.nan)
@@ -223,6 +224,10 @@ class Evidence:
 
     def validated(self) -> float:
         """:attr:`relative` on validation data in evaluation mode; NaN if it is not known."""
+        return self._validated
+
+    @cached_property
+    def _validated(self) -> float:
         if self.validation is None or self.main is None:
             return math.nan
         seen = self.validation.seen
@@ -240,14 +245,14 @@ class Evidence:
         """Figures of each look, by step."""
         return self.output.curve.read(name)
 
-    @property
+    @cached_property
     def progress(self) -> tuple[list[int], list[float]]:
         """The error of the main comparison over the variance (or label entropy) of its targets, look by look."""
         steps, errors = self.curve(f"{self.main}/error")
         level = self.out.get("label_entropy", self.out.get("x_variance", 0.0))
         return (steps, [error / level for error in errors]) if errors and level > 0 else ([], [])
 
-    @property
+    @cached_property
     def update(self) -> float:
         """Median over the layers of the share of a layer's weights that a step changes; NaN if there was none."""
         found = sorted(v for v in self.saturation.update_ratio().values() if v > 0)
@@ -259,11 +264,6 @@ class Evidence:
     def squashes(self) -> bool:
         """Whether the output comes from an activation that can be flat."""
         return self.pair is not None and self.output.activation in SQUASHING
-
-    @property
-    def says_nothing(self) -> bool:
-        """Whether a Gaussian posterior is the prior, whatever the example: it carries a tenth of a nat at most."""
-        return self.code.get("kl", 1.0) < 0.1
 
     def is_code(self, site: str) -> bool:
         """Whether a site gives the latent of a model of ours, so that findings on the latent speak of it."""

@@ -75,8 +75,6 @@ class TrainingMonitor(Monitor):
         self.unchanged: set[str] = set()
         self.sizes: dict[str, int] = {}
         self.total_steps = 0
-        self.batches_per_epoch = 0
-        self.accumulated = 1
         self.clips = False
         self.automatic = True
         #: parameters of each optimizer
@@ -105,7 +103,6 @@ class TrainingMonitor(Monitor):
         self._windows = [[] for _ in self._held_by]
         self.automatic = pl_module.automatic_optimization
         self.clips = trainer.gradient_clip_val is not None
-        self.accumulated = trainer.accumulate_grad_batches
         named = dict(pl_module.named_parameters())
         self.sizes = {clean_name(name): p.numel() for name, p in named.items()}
         self.frozen = {clean_name(name) for name, p in named.items() if not p.requires_grad}
@@ -150,11 +147,11 @@ class TrainingMonitor(Monitor):
         Gradients that are None are seen without asking the device; others only in steps that are looked at.
         """
         for held, window in zip(self._parameters, self._windows, strict=True):
-            there = [p.grad for p in held if p.grad is not None and not p.grad.is_sparse]
-            if not there:
+            if not any(p.grad is not None for p in held):
                 window.append(None)
             elif looked:
-                window.append(torch.stack([_local(g).abs().max().float() for g in there]).max())
+                there = [p.grad for p in held if p.grad is not None and not p.grad.is_sparse]
+                window.append(torch.stack([_local(g).abs().max().float() for g in there]).max() if there else math.nan)
             else:
                 window.append(math.nan)
 
@@ -165,19 +162,18 @@ class TrainingMonitor(Monitor):
         super().on_before_optimizer_step(trainer, pl_module, optimizer)
         if pl_module.automatic_optimization or not self._windows:
             return
-        own = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        own = [id(p) for group in optimizer.param_groups for p in group["params"]]
+        looked = self._probe is not None and self._probe.looks_at(self)
         for number, held in enumerate(self._held_by):
-            window = self._windows[number]
-            if not held & own or not window:
+            if held.isdisjoint(own):
                 continue
+            window, self._windows[number] = self._windows[number], []
             known = [value for value in window if isinstance(value, torch.Tensor)]
             anew = None in window
-            if anew or len(known) == len(window):
-                least = torch.zeros(()) if anew else torch.stack(known).min()
-                place = torch.tensor([i == number for i in range(len(self._held_by))]).to(least.device)
+            if looked and window and (anew or len(known) == len(window)):
+                place = _marked({number}, len(self._held_by), pl_module.device)
                 self.counters.add("leftover", "looks", place)
-                self.counters.add("leftover", "found", place & least.gt(0))
-            self._windows[number] = []
+                self.counters.add("leftover", "found", place & (False if anew else torch.stack(known).min().gt(0)))
 
     def on_step(self, trainer: L.Trainer | None, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Note the optimizer's settings, and which of its parameters have no gradient."""
@@ -215,14 +211,12 @@ class TrainingMonitor(Monitor):
             # of several backward passes of a batch one at least begins anew, if gradients are zeroed at all
             least = torch.stack(left).amin(0)
             # an optimizer that does not step here may be left to accumulate
-            steps = torch.tensor([i in self._stepped for i in range(len(least))]).to(least.device)
+            steps = _marked(self._stepped, len(least), least.device)
             self.counters.add("leftover", "looks", steps)
             self.counters.add("leftover", "found", least.gt(0) & steps)
         self._stepped = set()
         if trainer is not None:
             self.total_steps = trainer.global_step
-            batches = trainer.num_training_batches
-            self.batches_per_epoch = int(batches) if math.isfinite(batches) else 0
             self._fresh = not trainer.fit_loop._should_accumulate()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -285,6 +279,14 @@ class TrainingMonitor(Monitor):
     def lr(self) -> float:
         """The largest learning rate."""
         return max((h.lr for h in self.settings if h.lr == h.lr), default=math.nan)
+
+
+def _marked(numbers: set[int], total: int, device: torch.device) -> Tensor:
+    """True at these places; made on the device, since a copy from the host would wait for it."""
+    marked = torch.zeros(total, dtype=torch.bool, device=device)
+    for number in numbers:
+        marked[number].fill_(True)
+    return marked
 
 
 def _local(gradient: Tensor) -> Tensor:

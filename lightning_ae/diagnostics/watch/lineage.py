@@ -97,12 +97,9 @@ class Lineage:
         self._storages: dict[int, Tensor] = {}
         self._data: dict[int, weakref.ref[Tensor]] = {}
         self._made: deque[Made] = deque(maxlen=memory)
-        #: numbers in the batch's first tensor
-        self.input_size = 0
         for tensor in _all_tensors(batch):
             if (storage := _storage(tensor)) >= 0:
                 self._storages[storage] = tensor
-            self.input_size = self.input_size or tensor.numel()
 
     def clear(self) -> None:
         """Forget all tensors."""
@@ -172,10 +169,6 @@ class Lineage:
                     break
                 at = made.source
         return found
-
-    def before(self, layer: Made) -> list[Made]:
-        """The functions that a layer's input has come through, the last one first, as far back as a layer or a gap."""
-        return self.of(layer.source)
 
     def sister(self, tensor: Tensor) -> Tensor | None:
         """The other of two outputs of one input: of two layers of the same width, or of the halves of one."""

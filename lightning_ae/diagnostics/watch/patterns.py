@@ -86,7 +86,7 @@ class Patterns:
         if past is not None:
             self._skips[id(out)] = (weakref.ref(out), *past)
         if made is not None and made.name == "layer" and made.weight is not None:
-            below = self.lineage.before(made)
+            below = self.lineage.of(made.source)
             # a batch normalisation and a dropout are linear where it counts: at prediction
             if below and below[-1].name == "layer":
                 yield Pattern("chain", frame, (below[-1], made))

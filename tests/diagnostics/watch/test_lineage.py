@@ -37,7 +37,6 @@ class TestIsData:
     def test_what_is_of_the_batch_or_made_of_it(self, opened, wrap):
         x, y = torch.randn(4, 6), torch.randn(4, 2)
         lineage = opened(nn.Linear(6, 2), wrap(x, y))
-        assert lineage.input_size == 24
         scaled, part, halves = (x - 1) / 2, x[:, :3], x.chunk(2, 1)
         noisy, joined, flat = x + torch.randn_like(x), torch.cat([x, x], 1), x.flatten()
         for tensor in (x, y, scaled, part, *halves, noisy, joined, flat, x.view(2, 12), y.float(), y.argmax(1)):
@@ -95,7 +94,7 @@ class TestPath:
         assert names(path) == ["softmax", "dropout", "batch_norm", "layer"]
         assert (path[0].width, path[1].rate, path[3].frame) == (4, 0.3, "2")
         assert torch.equal(path[3].weight, network[2].weight)
-        assert names(lineage.before(path[3])) == ["relu", "layer"]
+        assert names(lineage.of(path[3].source)) == ["relu", "layer"]
 
     def test_another_shape_is_the_same_tensor(self, opened):
         network, x = nn.Linear(6, 4), torch.randn(8, 6)
