@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 import lightning_ae as ae
 from lightning_ae.callbacks import DeadReLUMonitor
-from lightning_ae.diagnostics.remedies.revive import DeadUnitReviver
+from lightning_ae.diagnostics.remedies.revival.revive import DeadUnitReviver
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

@@ -1,5 +1,5 @@
-"""What is done about a finding: dead units are brought back."""
+"""What is done about a finding."""
 
-from lightning_ae.diagnostics.remedies.revive import DeadUnitReviver
+from lightning_ae.diagnostics.remedies.revival import DeadUnitReviver
 
 __all__ = ["DeadUnitReviver"]

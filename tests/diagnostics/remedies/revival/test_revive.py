@@ -19,8 +19,8 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 
 import lightning_ae as ae
-from lightning_ae.diagnostics.remedies.evidence import Evidence
-from lightning_ae.diagnostics.remedies.revive import DeadUnitReviver
+from lightning_ae.diagnostics.remedies.revival.evidence import Evidence
+from lightning_ae.diagnostics.remedies.revival.revive import DeadUnitReviver
 
 N = 32
 

@@ -9,9 +9,9 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lightning_ae.diagnostics.remedies.evidence import Evidence
-from lightning_ae.diagnostics.remedies.plan import Method, plan
-from lightning_ae.diagnostics.remedies.surgery import Repair, operate
+from lightning_ae.diagnostics.remedies.revival.evidence import Evidence
+from lightning_ae.diagnostics.remedies.revival.plan import Method, plan
+from lightning_ae.diagnostics.remedies.revival.surgery import Repair, operate
 from lightning_ae.models import Autoencoder
 from lightning_ae.models.sharding import shards_parameters
 

@@ -10,8 +10,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lightning_ae.diagnostics.remedies.evidence import Evidence, Facts
-from lightning_ae.diagnostics.remedies.surgery import Edit, Repair
+from lightning_ae.diagnostics.remedies.revival.evidence import Evidence, Facts
+from lightning_ae.diagnostics.remedies.revival.surgery import Edit, Repair
 from lightning_ae.diagnostics.watch.counters import Key
 from lightning_ae.diagnostics.watch.flow import Reader
 from lightning_ae.diagnostics.watch.site import clean_name
