@@ -4,28 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
-from lightning_ae.diagnostics.causes import Evidence, Finding
-from lightning_ae.diagnostics.monitors.base import Monitor
-from lightning_ae.diagnostics.monitors.dead_relu import DeadReLUMonitor
+from lightning_ae.diagnostics.causes import Finding
+from lightning_ae.diagnostics.monitored import Monitored
 from lightning_ae.diagnostics.monitors.gradient_saturation import GradientSaturationMonitor
-from lightning_ae.diagnostics.monitors.latent_sparsity import Latent, LatentSparsityMonitor
-from lightning_ae.diagnostics.monitors.output import OutputMonitor
+from lightning_ae.diagnostics.monitors.latent_sparsity import Latent
 from lightning_ae.diagnostics.monitors.saturation_summary import transmission
 from lightning_ae.diagnostics.monitors.training import TrainingMonitor
-from lightning_ae.diagnostics.monitors.validation import ValidationMonitor
 from lightning_ae.diagnostics.report import Report, make_report, print_report
-from lightning_ae.models import Autoencoder
 
 
-class DiagnosticsReport(L.Callback):
+class DiagnosticsReport(Monitored):
     """Says at the end of a fit why the model has not learnt, if it has not: findings with evidence, cause and advice.
 
     It reads the three monitors that it finds on the Trainer and brings along those that are missing, and looks at data,
@@ -46,6 +40,7 @@ class DiagnosticsReport(L.Callback):
 
     Example:
         >>> import tempfile
+        >>> import torch
         >>> from lightning_ae import DigitsDataModule, MLPAutoencoder, SquaredError
         >>> model = MLPAutoencoder((1, 8, 8), 2, hidden=(16,), loss=SquaredError("sigmoid"))
         >>> with torch.no_grad():
@@ -69,14 +64,9 @@ class DiagnosticsReport(L.Callback):
         folder: str | Path | None = None,
         quiet: bool = False,
     ) -> None:
-        super().__init__()
-        self.latent, self.output, self.every_n_steps = latent, output, every_n_steps
+        super().__init__(latent, output, every_n_steps)
         self.folder, self.quiet = None if folder is None else Path(folder), quiet
         self.report: Report | None = None
-        self._always: list[Monitor] = [OutputMonitor(output, every_n_steps), TrainingMonitor(every_n_steps)]
-        self._own: list[Monitor] = list(self._always)
-        self._validation = ValidationMonitor(output)
-        self._all: dict[type, Monitor] = {}
         self._over_time: dict[int, dict[str, float]] = {}
         self._seen: Any = None
 
@@ -85,91 +75,24 @@ class DiagnosticsReport(L.Callback):
         """What was found, the worst first; none before the end of the fit."""
         return [] if self.report is None else self.report.findings
 
-    # -- the monitors -----------------------------------------------------------------------------------------
+    # -- while it runs ----------------------------------------------------------------------------------------
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Find the monitors, or bring them along."""
-        if stage != "fit":
-            return
-        self.report, self._over_time, self._seen = None, {}, None
-        kinds: dict[type, Any] = {
-            DeadReLUMonitor: lambda: DeadReLUMonitor(self.every_n_steps),
-            GradientSaturationMonitor: lambda: GradientSaturationMonitor(self.every_n_steps, output=self.output),
-        }
-        if self.latent is not None or isinstance(pl_module, Autoencoder):
-            kinds[LatentSparsityMonitor] = lambda: LatentSparsityMonitor(self.latent, self.every_n_steps)
-        there: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-        given: dict[type, Any] = {kind: next((c for c in there if isinstance(c, kind)), None) for kind in kinds}
-        self._own = [*self._always, *(make() for kind, make in kinds.items() if given[kind] is None)]
-        self._all = {type(monitor): monitor for monitor in self._own}
-        self._all |= {kind: monitor for kind, monitor in given.items() if monitor is not None}
-        for monitor in self._own:
-            monitor.setup(trainer, pl_module, stage)
-        self._validation.setup(trainer, pl_module, stage)
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Pass on."""
-        for monitor in self._own:
-            monitor.on_train_start(trainer, pl_module)
-
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """Pass on."""
-        for monitor in self._own:
-            monitor.on_train_batch_start(trainer, pl_module, batch, batch_idx)
-
-    def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: torch.Tensor) -> None:
-        """Pass on."""
-        for monitor in self._own:
-            monitor.on_before_backward(trainer, pl_module, loss)
-
-    def on_before_optimizer_step(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
-    ) -> None:
-        """Pass on."""
-        for monitor in self._own:
-            monitor.on_before_optimizer_step(trainer, pl_module, optimizer)
+        if stage == "fit":
+            self.report, self._over_time, self._seen = None, {}, None
+        super().setup(trainer, pl_module, stage)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Pass on; remember what was logged."""
-        for monitor in self._own:
-            monitor.on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        """Remember what was logged."""
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         self._remember(trainer)
 
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Pass on."""
-        for monitor in self._own:
-            monitor.on_validation_start(trainer, pl_module)
-
-    def on_validation_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Pass on."""
-        self._validation.on_validation_batch_start(trainer, pl_module, batch, batch_idx, dataloader_idx)
-
-    def on_validation_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Pass on."""
-        self._validation.on_validation_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
-
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Pass on."""
-        self._validation.on_validation_end(trainer, pl_module)
-
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Pass on; remember what was logged."""
-        for monitor in self._own:
-            monitor.on_train_epoch_end(trainer, pl_module)
+        """Remember what was logged."""
+        super().on_train_epoch_end(trainer, pl_module)
         self._remember(trainer)
 
     def _remember(self, trainer: L.Trainer) -> None:
@@ -182,34 +105,20 @@ class DiagnosticsReport(L.Callback):
             if passed:  # after a resume there is nothing new yet
                 self._over_time[trainer.global_step] = passed
 
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Pass on."""
-        for monitor in self._own:
-            monitor.teardown(trainer, pl_module, stage)
-        self._validation.teardown(trainer, pl_module, stage)
-
     def state_dict(self) -> dict[str, Any]:
         """The sums of its own monitors."""
-        return {
-            "monitors": {type(monitor).__name__: monitor.state_dict() for monitor in self._own},
-            "over_time": dict(self._over_time),
-            "validation": self._validation.state_dict(),
-        }
+        return {**super().state_dict(), "over_time": dict(self._over_time)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up saved sums."""
-        for monitor in self._own:
-            if type(monitor).__name__ in state_dict.get("monitors", {}):
-                monitor.load_state_dict(state_dict["monitors"][type(monitor).__name__])
+        super().load_state_dict(state_dict)
         self._over_time = dict(state_dict.get("over_time", {}))
-        self._validation.load_state_dict(state_dict.get("validation", {"losses": {}}))
 
     # -- the report -------------------------------------------------------------------------------------------
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Read the monitors for the last time, and report; a failure of the report is no failure of the fit."""
-        for monitor in self._own:
-            monitor.on_train_end(trainer, pl_module)
+        super().on_train_end(trainer, pl_module)
         try:
             self._make(trainer, pl_module)
         except Exception as error:
@@ -217,9 +126,7 @@ class DiagnosticsReport(L.Callback):
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Report what was seen until then."""
-        for monitor in self._own:
-            monitor.on_exception(trainer, pl_module, exception)
-        self._validation.close()
+        super().on_exception(trainer, pl_module, exception)
         if trainer.world_size == 1 and self._all:
             with contextlib.suppress(Exception):  # the exception that came first is the one to see
                 training = self._all[TrainingMonitor]
@@ -228,17 +135,7 @@ class DiagnosticsReport(L.Callback):
                 self._make(trainer, pl_module)
 
     def _make(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        found: Mapping[type, Any] = self._all
-        evidence = Evidence(
-            pl_module,
-            found[DeadReLUMonitor],
-            found[GradientSaturationMonitor],
-            found.get(LatentSparsityMonitor),
-            found[OutputMonitor],
-            found[TrainingMonitor],
-            self._validation,
-        )
-        self.report = make_report(evidence)
+        self.report = make_report(self._evidence(pl_module))
         self.report.over_time = dict(self._over_time)
         log_folder = trainer.log_dir if trainer.loggers else None
         folder = self.folder or (None if log_folder is None else Path(log_folder))
