@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch import nn
 
@@ -21,6 +21,7 @@ from lightning_ae.diagnostics.monitors.validation import ValidationMonitor
 from lightning_ae.models import Autoencoder
 
 Severity = Literal["error", "warning", "info"]
+Heals = Literal["never", "rate", "weights", "steps"]
 #: Activations that are flat at both ends.
 SQUASHING = {"sigmoid", "tanh", "hardsigmoid", "softsign"}
 
@@ -56,6 +57,8 @@ class Finding(NamedTuple):
         cause: its name, as in ``lightning_ae.diagnostics.causes.CAUSES``.
         change: what the advice would turn, and which way: ``("learning_rate", -1)``; None if it is no such number.
         symptoms: what was seen as well and follows from it.
+        remedies: changes that may mend it, in the order in which to try them: see
+            :mod:`lightning_ae.diagnostics.remedies`.
     """
 
     severity: Severity
@@ -68,6 +71,12 @@ class Finding(NamedTuple):
     cause: str = ""
     change: tuple[str, int] | None = None
     symptoms: tuple[str, ...] = ()
+    remedies: tuple[Any, ...] = ()
+
+    @property
+    def remedy(self) -> Any:
+        """The first change to try, an object with ``describe()`` and ``apply(model, trainer_options)``, or None."""
+        return self.remedies[0] if self.remedies else None
 
     def __str__(self) -> str:
         text = f"[{self.severity}] {self.site}: {self.evidence} {self.advice}"
@@ -101,6 +110,8 @@ class Cause:
         source: publication or documentation.
         rule: finds it in the evidence.
         follows: whether it is what one sees of other causes, so that it is listed under one that came before.
+        heals: by what it can go away while the fit goes on: ``"never"``; if the learning ``"rate"`` changes; if the
+            ``"weights"`` of the terms do; ``"steps"`` if more of them may be enough.
     """
 
     name: str
@@ -109,18 +120,19 @@ class Cause:
     source: str
     rule: Rule
     follows: bool = False
+    heals: Heals = "steps"
 
 
 #: All causes by name, in the order in which they were declared.
 CAUSES: dict[str, Cause] = {}
 
 
-def cause(stage: Stage, source: str, follows: bool = False) -> Callable[[Rule], Rule]:
+def cause(stage: Stage, source: str, follows: bool = False, heals: Heals = "steps") -> Callable[[Rule], Rule]:
     """Declare a cause: a generator of what it says, whose name is the cause's and whose docstring its definition."""
 
     def declare(rule: Rule) -> Rule:
         name = getattr(rule, "__name__", "")
-        CAUSES[name] = Cause(name, stage, (rule.__doc__ or "").strip(), source, rule, follows)
+        CAUSES[name] = Cause(name, stage, (rule.__doc__ or "").strip(), source, rule, follows, heals)
         return rule
 
     return declare

@@ -11,7 +11,7 @@ from lightning_ae.diagnostics.watch.comparisons import REAL
 _LECUN = "LeCun et al. 1998, Efficient BackProp, section 4.3"
 
 
-@cause(Stage.DATA, "IEEE 754: whatever meets a NaN becomes one")
+@cause(Stage.DATA, "IEEE 754: whatever meets a NaN becomes one", heals="never")
 def nonfinite_data(e: Evidence) -> Iterator[Look]:
     """The data hold NaN or infinite numbers, in any batch looked at."""
     for site, name in (("data", "nonfinite"), ("targets", "nonfinite_target")):
@@ -32,7 +32,7 @@ def nonfinite_data(e: Evidence) -> Iterator[Look]:
         return
 
 
-@cause(Stage.DATA, "the variance of a constant is 0")
+@cause(Stage.DATA, "the variance of a constant is 0", heals="never")
 def constant_data(e: Evidence) -> Iterator[Look]:
     """The examples of a batch are all the same in every batch looked at, or the targets of a regression are."""
     varies = e.curve("varies")[1]

@@ -48,7 +48,7 @@ def _how_to_weigh(e: Evidence) -> str:
     return "lower β, raise it slowly from 0, or grant free bits."
 
 
-@cause(Stage.SCALE, "Kingma & Welling 2014: exp of a log-variance without a bound")
+@cause(Stage.SCALE, "Kingma & Welling 2014: exp of a log-variance without a bound", heals="rate")
 def log_variance_explodes(e: Evidence) -> Iterator[Look]:
     """The log-variance of a Gaussian code goes beyond 20, or the KL beyond 10⁴ nats for each latent."""
     _, values = e.curve("log_variance")

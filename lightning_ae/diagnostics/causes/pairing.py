@@ -17,7 +17,7 @@ _OWN = {
 _BOUNDED = {"softmax", "sigmoid", "hardsigmoid", "tanh", "softsign", "hardtanh", "relu", "relu6"}
 
 
-@cause(Stage.CERTAIN, "Stack Overflow 33969059 and 45337371, in DeepFD's benchmark")
+@cause(Stage.CERTAIN, "Stack Overflow 33969059 and 45337371, in DeepFD's benchmark", heals="never")
 def constant_softmax(e: Evidence) -> Iterator[Look]:
     """A softmax normalises a single number, which is 1 for ever."""
     for name, pair in e.pairs.items():
@@ -34,7 +34,7 @@ def constant_softmax(e: Evidence) -> Iterator[Look]:
             )
 
 
-@cause(Stage.PAIRING, "documentation of torch.nn.CrossEntropyLoss, NLLLoss and BCEWithLogitsLoss")
+@cause(Stage.PAIRING, "documentation of torch.nn.CrossEntropyLoss, NLLLoss and BCEWithLogitsLoss", heals="never")
 def double_activation(e: Evidence) -> Iterator[Look]:
     """An activation before a loss that applies its own, or on the output of another with no layer in between."""
     for pair in e.pairs.values():
@@ -81,7 +81,7 @@ def double_activation(e: Evidence) -> Iterator[Look]:
             )
 
 
-@cause(Stage.PAIRING, "Stack Overflow 38648195, in DeepFD's benchmark")
+@cause(Stage.PAIRING, "Stack Overflow 38648195, in DeepFD's benchmark", heals="never")
 def softmax_multilabel(e: Evidence) -> Iterator[Look]:
     """Targets are 0 or 1 and several in a row may be 1 (or none), and the prediction is a softmax."""
     for name, pair in e.pairs.items():
@@ -103,7 +103,7 @@ def softmax_multilabel(e: Evidence) -> Iterator[Look]:
             )
 
 
-@cause(Stage.PAIRING, "Goodfellow, Bengio & Courville 2016, Deep Learning, section 6.2.2.3")
+@cause(Stage.PAIRING, "Goodfellow, Bengio & Courville 2016, Deep Learning, section 6.2.2.3", heals="never")
 def class_activation(e: Evidence) -> Iterator[Look]:
     """Classes, as rows with one 1, are predicted through an activation that is no softmax, or by squared error."""
     for name, pair in e.pairs.items():
@@ -182,7 +182,7 @@ def squared_error_sigmoid(e: Evidence) -> Iterator[Look]:
         )
 
 
-@cause(Stage.PAIRING, "Srivastava et al. 2014, Dropout: for hidden and input units")
+@cause(Stage.PAIRING, "Srivastava et al. 2014, Dropout: for hidden and input units", heals="never")
 def dropout_on_output(e: Evidence) -> Iterator[Look]:
     """A dropout stands between the last layer and the loss."""
     for name, pair in e.pairs.items():

@@ -96,7 +96,7 @@ def _weakest(norms: Mapping[str, float]) -> _Weakest | None:
     return _Weakest(layer, largest, before[layer] / norms[largest])
 
 
-@cause(Stage.SCALE, "Pascanu, Mikolov & Bengio 2013, https://arxiv.org/abs/1211.5063")
+@cause(Stage.SCALE, "Pascanu, Mikolov & Bengio 2013, https://arxiv.org/abs/1211.5063", heals="rate")
 def exploding_gradient(e: Evidence) -> Iterator[Look]:
     """In a recurrent network the gradient is above 100 in the first step, or once 100 times its median later."""
     recurrent = any(isinstance(m, (nn.RNNBase, nn.RNNCellBase)) for m in e.model.modules())

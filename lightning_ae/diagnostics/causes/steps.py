@@ -34,7 +34,7 @@ def not_finite_at_once(e: Evidence) -> bool:
     return not math.isfinite(losses[0]) or first_gradient
 
 
-@cause(Stage.PAIRING, "IEEE 754: log(0), 0/0, and the derivative of a square root at 0 are not finite")
+@cause(Stage.PAIRING, "IEEE 754: log(0), 0/0, and the derivative of a square root at 0 are not finite", heals="never")
 def nonfinite_loss(e: Evidence) -> Iterator[Look]:
     """The loss or its gradient is not finite in the first step, from finite data: no step can be why."""
     if any(e.curve("nonfinite")[1]) or any(e.curve("nonfinite_target")[1]) or not not_finite_at_once(e):
@@ -51,7 +51,7 @@ def nonfinite_loss(e: Evidence) -> Iterator[Look]:
     )
 
 
-@cause(Stage.STEPS, _RATE)
+@cause(Stage.STEPS, _RATE, heals="rate")
 def learning_rate_high(e: Evidence) -> Iterator[Look]:
     """Steps are too large, said by what they did.
 
@@ -159,7 +159,7 @@ def _fallen_gradients(e: Evidence) -> tuple[str, float] | None:
     return (name, ratios[name]) if ratios[name] < 1e-3 else None
 
 
-@cause(Stage.STEPS, "Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101")
+@cause(Stage.STEPS, "Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101", heals="rate")
 def weight_decay(e: Evidence) -> Iterator[Look]:
     """The decay takes more than 0.3 % of a weight in a step, and most of what a constant leaves is left."""
     if e.training is None:
@@ -200,7 +200,7 @@ def oscillation(e: Evidence) -> Iterator[Look]:
         )
 
 
-@cause(Stage.STEPS, _SCHOOP)
+@cause(Stage.STEPS, _SCHOOP, heals="rate")
 def learning_rate_low(e: Evidence) -> Iterator[Look]:
     """A step changes less than 0.03 % of the weights, nearly nothing is learnt, and nothing else is wrong."""
     update = e.update

@@ -9,7 +9,7 @@ from lightning_ae.diagnostics.causes.base import Evidence, Look, Stage, cause
 from lightning_ae.diagnostics.watch.comparisons import BINARY, CLASSES, REAL
 
 
-@cause(Stage.TARGETS, "torch.nn.BCELoss: targets are numbers between 0 and 1")
+@cause(Stage.TARGETS, "torch.nn.BCELoss: targets are numbers between 0 and 1", heals="never")
 def bce_target_range(e: Evidence) -> Iterator[Look]:
     """A binary cross-entropy is given targets outside [0, 1], beyond rounding."""
     for name, pair in e.pairs.items():
@@ -27,7 +27,7 @@ def bce_target_range(e: Evidence) -> Iterator[Look]:
             )
 
 
-@cause(Stage.TARGETS, "DeepFD (Cao et al., ICSE 2022), faults of the output activation")
+@cause(Stage.TARGETS, "DeepFD (Cao et al., ICSE 2022), faults of the output activation", heals="never")
 def target_out_of_reach(e: Evidence) -> Iterator[Look]:
     """Targets lie where the activation of the output can never get: more than 1 in 1,000 outside its range."""
     pair = e.pair
@@ -89,7 +89,7 @@ def one_class(e: Evidence) -> Iterator[Look]:
         )
 
 
-@cause(Stage.TARGETS, "AutoTrainer and DeepFD: unscaled regression targets")
+@cause(Stage.TARGETS, "AutoTrainer and DeepFD: unscaled regression targets", heals="rate")
 def target_scale(e: Evidence) -> Iterator[Look]:
     """Targets of a regression have a root mean square above 30, and more than half of their variance is left."""
     pair = e.pair
@@ -110,7 +110,7 @@ def target_scale(e: Evidence) -> Iterator[Look]:
         )
 
 
-@cause(Stage.TARGETS, "a reconstruction of another example's data")
+@cause(Stage.TARGETS, "a reconstruction of another example's data", heals="never")
 def misaligned_pair(e: Evidence) -> Iterator[Look]:
     """In every batch the targets are the inputs with the rows in another order, or they have nothing to do with them.
 
@@ -146,7 +146,7 @@ def misaligned_pair(e: Evidence) -> Iterator[Look]:
         )
 
 
-@cause(Stage.CERTAIN, "torch broadcasts (B, 1) and (B,) to (B, B), with a warning")
+@cause(Stage.CERTAIN, "torch broadcasts (B, 1) and (B,) to (B, B), with a warning", heals="never")
 def broadcast_pair(e: Evidence) -> Iterator[Look]:
     """Prediction and target have shapes that are broadcast, so each prediction is compared with several targets."""
     for name, pair in e.pairs.items():

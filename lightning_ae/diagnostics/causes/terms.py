@@ -8,7 +8,11 @@ from collections.abc import Iterator
 from lightning_ae.diagnostics.causes.base import Evidence, Look, Stage, cause
 
 
-@cause(Stage.TERMS, "Bowman et al. 2016, https://arxiv.org/abs/1511.06349, for the KL term; Tibshirani 1996 for L1")
+@cause(
+    Stage.TERMS,
+    "Bowman et al. 2016, https://arxiv.org/abs/1511.06349, for the KL term; Tibshirani 1996 for L1",
+    heals="weights",
+)
 def penalty_dominates(e: Evidence) -> Iterator[Look]:
     """A weighted penalty is larger than the reconstruction while nothing is reconstructed, or the code is zero."""
     reconstruction = abs(e.out.get("term/reconstruction", 0.0))
@@ -82,7 +86,7 @@ def _elsewhere(e: Evidence) -> Iterator[Look]:
         )
 
 
-@cause(Stage.LATENT, "a code of zeros carries nothing", follows=True)
+@cause(Stage.LATENT, "a code of zeros carries nothing", follows=True, heals="weights")
 def zero_code(e: Evidence) -> Iterator[Look]:
     """The code is zero for every example, and no penalty asks for it."""
     if e.code.get("dead_fraction") == 1.0 and not any(e.output.weights.values()):

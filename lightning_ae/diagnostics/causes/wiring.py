@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from lightning_ae.diagnostics.causes.base import Evidence, Look, Severity, Stage, cause
 
 
-@cause(Stage.WIRING, "torch.optim.Optimizer.zero_grad")
+@cause(Stage.WIRING, "torch.optim.Optimizer.zero_grad", heals="never")
 def gradients_pile_up(e: Evidence) -> Iterator[Look]:
     """Before the backward pass of a step the gradients of the step before are still there, step after step."""
     if e.training is not None and e.training.piles_up():
@@ -22,7 +22,7 @@ def gradients_pile_up(e: Evidence) -> Iterator[Look]:
         )
 
 
-@cause(Stage.WIRING, "torch.autograd: a gradient of exactly 0 moves nothing", follows=True)
+@cause(Stage.WIRING, "torch.autograd: a gradient of exactly 0 moves nothing", follows=True, heals="never")
 def no_gradient(e: Evidence) -> Iterator[Look]:
     """The gradient of all layers is exactly 0, or there is none, in the later part of the run."""
     norms = e.saturation.gradient_norm()
@@ -50,7 +50,7 @@ def no_gradient(e: Evidence) -> Iterator[Look]:
         )
 
 
-@cause(Stage.WIRING, "torch.nn.Parameter.requires_grad; Lightning's configure_optimizers")
+@cause(Stage.WIRING, "torch.nn.Parameter.requires_grad; Lightning's configure_optimizers", heals="never")
 def not_trained(e: Evidence) -> Iterator[Look]:
     """A part that works in the forward pass is frozen, detached, or in no optimizer, or never changes though it is."""
     t = e.training
@@ -135,7 +135,7 @@ def _narrowest(e: Evidence) -> tuple[str, int] | None:
     return (min(found)[1], min(found)[0]) if found else None
 
 
-@cause(Stage.WIRING, "Hinton & Salakhutdinov 2006: the error falls with the width of the code")
+@cause(Stage.WIRING, "Hinton & Salakhutdinov 2006: the error falls with the width of the code", heals="never")
 def narrow_code(e: Evidence) -> Iterator[Look]:
     """A reconstruction of more than 8 numbers from one or two, with a third of the variance left."""
     if not e.reconstructs or e.out.get("columns", 0) <= 8 or not e.unlearnt(0.3):
