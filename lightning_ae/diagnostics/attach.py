@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,8 @@ from lightning_ae.diagnostics.monitors.gradient_saturation import GradientSatura
 from lightning_ae.diagnostics.monitors.latent_sparsity import Latent
 from lightning_ae.diagnostics.monitors.saturation_summary import transmission
 from lightning_ae.diagnostics.monitors.training import TrainingMonitor
-from lightning_ae.diagnostics.report import Report, make_report, print_report
+from lightning_ae.diagnostics.report import Report, make_report, show
+from lightning_ae.diagnostics.report.examples import ExampleMonitor
 
 
 class DiagnosticsReport(Monitored):
@@ -24,8 +24,9 @@ class DiagnosticsReport(Monitored):
 
     It reads the three monitors that it finds on the Trainer and brings along those that are missing, and looks at data,
     reconstructions and loss besides. At the end of the fit, or where it broke off, it prints a table and writes
-    ``diagnostics.md`` into the log folder, with pictures if matplotlib is installed: firing frequencies by site, a map
-    of units, transmission over time, and loss and error over time. :attr:`report` holds all of it.
+    a page, ``diagnostics.html``, into the log folder, with ``.json`` (see :meth:`Report.load`), ``.md`` and pictures
+    beside it. TensorBoard and Weights & Biases show it too, where their loggers are on the Trainer. :attr:`report`
+    holds all of it.
 
     Args:
         latent: as for :class:`LatentSparsityMonitor`; None for a model of ours.
@@ -68,6 +69,10 @@ class DiagnosticsReport(Monitored):
         self.folder, self.quiet = None if folder is None else Path(folder), quiet
         self.report: Report | None = None
         self._over_time: dict[int, dict[str, float]] = {}
+        self._examples = ExampleMonitor(every_n_steps)
+        self._always.append(self._examples)
+        self._own = list(self._always)
+        self._validation.also = self._examples
         self._seen: Any = None
 
     @property
@@ -135,23 +140,12 @@ class DiagnosticsReport(Monitored):
                 self._make(trainer, pl_module)
 
     def _make(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.report = make_report(self._evidence(pl_module))
+        self.report = make_report(self._evidence(pl_module), self._examples)
         self.report.over_time = dict(self._over_time)
         log_folder = trainer.log_dir if trainer.loggers else None
         folder = self.folder or (None if log_folder is None else Path(log_folder))
-        self._show(self.report, folder)
+        self._show(trainer, self.report, folder)
 
     @rank_zero_only
-    def _show(self, report: Report, folder: Path | None) -> None:
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-            text = report.to_markdown()
-            if importlib.util.find_spec("matplotlib") is not None:
-                from lightning_ae.diagnostics.pictures import draw
-
-                text += "\n".join(f"![{path.stem}]({path.name})" for path in draw(report, folder)) + "\n"
-            (folder / "diagnostics.md").write_text(text, encoding="utf-8")
-        if not self.quiet:
-            print_report(report)
-            if folder is not None:
-                print(f"Written to {folder / 'diagnostics.md'}.")
+    def _show(self, trainer: L.Trainer, report: Report, folder: Path | None) -> None:
+        show(report, trainer, folder, self.quiet)

@@ -8,6 +8,7 @@ import lightning as L
 import torch
 from torch import nn
 
+from lightning_ae.diagnostics.monitors.base import Monitor
 from lightning_ae.diagnostics.monitors.output import OutputMonitor
 from lightning_ae.diagnostics.watch.batch import first_tensor
 from lightning_ae.diagnostics.watch.eager import Eager
@@ -23,10 +24,14 @@ class ValidationMonitor(L.Callback):
 
     Args:
         output: as for :class:`OutputMonitor`.
+
+    Attributes:
+        also: a monitor that sees the same batch, without a trainer; None for no other.
     """
 
     def __init__(self, output: str | None = None) -> None:
         self.output = output
+        self.also: Monitor | None = None
         self._start()
 
     def _start(self) -> None:
@@ -52,7 +57,9 @@ class ValidationMonitor(L.Callback):
         self.seen.counters.clear()  # what was seen earlier is of another model
         self._watch.exclude = ("penalties",) if isinstance(pl_module, Autoencoder) else ()
         self._eager = Eager()
-        self._open = self._watch.open(pl_module, [_Pairs(self.seen)], None, batch)
+        self._open = self._watch.open(
+            pl_module, [_Pairs(self.seen), *([self.also] if self.also is not None else [])], None, batch
+        )
 
     def on_validation_batch_end(
         self,
@@ -72,6 +79,8 @@ class ValidationMonitor(L.Callback):
             self.seen.counters.add("", "samples", 1 if x is None or x.ndim == 0 else len(x))
             self.seen.on_batch(None, pl_module, outputs, batch)
             self.seen.counters.flush()
+            if self.also is not None:
+                self.also.on_batch(None, pl_module, outputs, batch)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Keep the losses that were logged."""

@@ -118,7 +118,7 @@ class TestFind:
 
 class TestReportThatFails:
     def test_does_not_take_the_fit_down(self, make_trainer, monkeypatch, mlp, regression):
-        def broken(evidence):
+        def broken(*evidence):
             raise ZeroDivisionError("on purpose")
 
         monkeypatch.setattr(attach, "make_report", broken)
