@@ -45,6 +45,7 @@ from lightning_ae.data import (
     sparse_dictionary,
 )
 from lightning_ae.diagnostics import (
+    ApplyRemedies,
     DeadReLUMonitor,
     DeadUnitReviver,
     DiagnosticsReport,
@@ -52,7 +53,9 @@ from lightning_ae.diagnostics import (
     GradientSaturationMonitor,
     LatentSparsityMonitor,
     Report,
+    Treatment,
     diagnose,
+    treat,
 )
 from lightning_ae.losses import (
     AlphaMix,
@@ -150,6 +153,7 @@ __all__ = [
     "ActivationDataModule",
     "ActivationShards",
     "AlphaMix",
+    "ApplyRemedies",
     "Autoencoder",
     "AutoencoderOutput",
     "AuxiliaryK",
@@ -244,6 +248,7 @@ __all__ = [
     "TopKCode",
     "TorchvisionFeatures",
     "Total",
+    "Treatment",
     "VariationalAutoencoder",
     "VectorQuantizedAutoencoder",
     "VectorQuantizerCode",
@@ -272,4 +277,5 @@ __all__ = [
     "ssim",
     "subspace_angles",
     "sweep",
+    "treat",
 ]

@@ -23,7 +23,7 @@ ALLOWED = {
     "checkpoint": {"rebuildable"},
     "penalties": LOW | FOR_ALL,
     "models": LOW | FOR_ALL | {"checkpoint", "penalties"},
-    "diagnostics": {"metrics", "losses", "models", "boxes", "hooks"},
+    "diagnostics": {"metrics", "losses", "models", "boxes", "hooks", "networks", "rebuildable"},
     "callbacks": {"metrics", "losses", "models", "boxes", "hooks", "diagnostics"},
     "pareto": BELOW_PARETO,
     "cli": BELOW_PARETO | {"pareto", ""},

@@ -4,10 +4,12 @@ from lightning_ae.diagnostics.attach import DiagnosticsReport
 from lightning_ae.diagnostics.causes import Finding
 from lightning_ae.diagnostics.diagnose import diagnose
 from lightning_ae.diagnostics.monitors import DeadReLUMonitor, GradientSaturationMonitor, LatentSparsityMonitor
-from lightning_ae.diagnostics.remedies import DeadUnitReviver
+from lightning_ae.diagnostics.remedies import ApplyRemedies, DeadUnitReviver
 from lightning_ae.diagnostics.report import Report
+from lightning_ae.diagnostics.treat import Treatment, treat
 
 __all__ = [
+    "ApplyRemedies",
     "DeadReLUMonitor",
     "DeadUnitReviver",
     "DiagnosticsReport",
@@ -15,5 +17,7 @@ __all__ = [
     "GradientSaturationMonitor",
     "LatentSparsityMonitor",
     "Report",
+    "Treatment",
     "diagnose",
+    "treat",
 ]

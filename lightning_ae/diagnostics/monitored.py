@@ -37,8 +37,11 @@ class Monitored(L.Callback):
         self.latent, self.output, self.every_n_steps = latent, output, every_n_steps
         self._always: list[Monitor] = [OutputMonitor(output, every_n_steps), TrainingMonitor(every_n_steps)]
         self._own: list[Monitor] = list(self._always)
-        self._validation = ValidationMonitor(output)
+        #: None for one that reads another's
+        self._validation: ValidationMonitor | None = ValidationMonitor(output)
         self._all: dict[type, Any] = {}
+        #: steps, and looks of the monitors, when causes were asked last
+        self._asked = (0, 0)
 
     # -- the monitors -----------------------------------------------------------------------------------------
 
@@ -57,8 +60,10 @@ class Monitored(L.Callback):
         self._own = [*self._always, *(make() for kind, make in kinds.items() if given[kind] is None)]
         self._all = {type(monitor): monitor for monitor in self._own}
         self._all |= {kind: monitor for kind, monitor in given.items() if monitor is not None}
+        self._asked = (0, 0)
         for monitor in self._own:
             monitor.setup(trainer, pl_module, stage)
+        self._validation = self._validation or ValidationMonitor(self.output)
         self._validation.setup(trainer, pl_module, stage)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -101,7 +106,8 @@ class Monitored(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Hand on to its own monitors."""
-        self._validation.on_validation_batch_start(trainer, pl_module, batch, batch_idx, dataloader_idx)
+        if self._validation is not None:
+            self._validation.on_validation_batch_start(trainer, pl_module, batch, batch_idx, dataloader_idx)
 
     def on_validation_batch_end(
         self,
@@ -113,11 +119,13 @@ class Monitored(L.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Hand on to its own monitors."""
-        self._validation.on_validation_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
+        if self._validation is not None:
+            self._validation.on_validation_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Hand on to its own monitors."""
-        self._validation.on_validation_end(trainer, pl_module)
+        if self._validation is not None:
+            self._validation.on_validation_end(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Hand on to its own monitors."""
@@ -133,19 +141,22 @@ class Monitored(L.Callback):
         """Hand on to its own monitors."""
         for monitor in self._own:
             monitor.on_exception(trainer, pl_module, exception)
-        self._validation.close()
+        if self._validation is not None:
+            self._validation.close()
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Hand on to its own monitors."""
         for monitor in self._own:
             monitor.teardown(trainer, pl_module, stage)
-        self._validation.teardown(trainer, pl_module, stage)
+        if self._validation is not None:
+            self._validation.teardown(trainer, pl_module, stage)
 
     def state_dict(self) -> dict[str, Any]:
         """The sums of its own monitors."""
         return {
             "monitors": {type(monitor).__name__: monitor.state_dict() for monitor in self._own},
-            "validation": self._validation.state_dict(),
+            "validation": {"losses": {}} if self._validation is None else self._validation.state_dict(),
+            "asked": list(self._asked),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -153,14 +164,30 @@ class Monitored(L.Callback):
         for monitor in self._own:
             if type(monitor).__name__ in state_dict.get("monitors", {}):
                 monitor.load_state_dict(state_dict["monitors"][type(monitor).__name__])
-        self._validation.load_state_dict(state_dict.get("validation", {"losses": {}}))
+        if self._validation is not None:
+            self._validation.load_state_dict(state_dict.get("validation", {"losses": {}}))
+        self._asked = tuple(state_dict.get("asked", (0, 0)))
 
     # -- reading them -----------------------------------------------------------------------------------------
+
+    @property
+    def comparison(self) -> str | None:
+        """Name of the comparison that matters, as the losses were heard; None if there was none."""
+        found: str | None = self._all[OutputMonitor].main() if self._all else None
+        return found
 
     @property
     def _looks(self) -> int:
         """How many steps were looked at."""
         return int(self._all[OutputMonitor]._looks) if self._all else 0
+
+    def _is_due(self, trainer: L.Trainer, looks: int, growth: float) -> bool:
+        """Whether causes are worth asking: there is something new, and the steps have grown by this share."""
+        steps = trainer.global_step
+        if looks <= self._asked[1] or steps < (1 + growth) * self._asked[0]:
+            return False
+        self._asked = (steps, looks)
+        return True
 
     def _evidence(self, module: L.LightningModule) -> Evidence:
         found = self._all

@@ -21,6 +21,7 @@ from lightning_ae.codes import Code, Identity
 from lightning_ae.losses import ReconstructionLoss, SquaredError
 from lightning_ae.metrics import reconstruction_metrics
 from lightning_ae.models.recorder import Recorder
+from lightning_ae.networks.standardize import restore_scaling
 from lightning_ae.penalties import Penalty
 from lightning_ae.rebuildable import Rebuildable, describe
 
@@ -252,6 +253,10 @@ class Autoencoder(Rebuildable, L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with ``lr`` and ``weight_decay``; LightningCLI replaces it if given ``--optimizer``."""
         return torch.optim.AdamW(self.parameters(), lr=self.lr, weight_decay=self.weight_decay)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Make room for what remedies have added to layers, before the weights are loaded."""
+        restore_scaling(self, checkpoint["state_dict"])
 
     # -- data and metrics -------------------------------------------------------------------------------------
 

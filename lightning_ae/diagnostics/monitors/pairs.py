@@ -51,6 +51,7 @@ class Pair:
     Attributes:
         loss: as in :class:`Comparison`; for a model of ours the name of its loss.
         path: names of the functions through which the prediction has come since the last layer, the last one first.
+        frames: names of the modules in which they were called, in the same order.
         width: over how many numbers its softmax normalises; 0 if there is none.
         dropped: share of the prediction that a dropout drops.
         prediction_shape: with the batch.
@@ -77,6 +78,7 @@ class Pair:
     columns: int = 0
     ragged: int = 0
     reduction: str = ""
+    frames: list[str] = field(default_factory=list)
 
     @property
     def activation(self) -> str:
@@ -132,9 +134,10 @@ class Pair:
         classes = heard.loss in CLASSES and not heard.target.is_floating_point()
         softmax = next((made for made in heard.path if made.name in ("softmax", "log_softmax")), None)
         dropout = next((made for made in heard.path[:2] if made.name == "dropout"), None)
+        path = [made for made in heard.path if made.name != "dropout" or made.rate > 0]
         return cls(
             heard.loss,
-            [made.name for made in heard.path if made.name != "dropout" or made.rate > 0],
+            [made.name for made in path],
             0 if softmax is None else softmax.width,
             0.0 if dropout is None else dropout.rate,
             list(heard.prediction.shape),
@@ -144,6 +147,7 @@ class Pair:
             heard.target_is_data,
             heard.target_learns,
             reduction="" if heard.loss in BY_HAND else str(options.get("reduction", "mean")),
+            frames=[made.frame for made in path],
         )
 
 

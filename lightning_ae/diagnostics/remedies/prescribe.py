@@ -1,0 +1,41 @@
+"""Which remedies a finding calls for, the first one first."""
+
+from __future__ import annotations
+
+from lightning_ae.diagnostics.causes.base import Evidence, Finding
+from lightning_ae.diagnostics.remedies.base import ByHand, Remedy
+from lightning_ae.diagnostics.remedies.prescriptions import PRESCRIPTIONS
+
+#: Why a cause has no remedy that can be applied from outside.
+BY_HAND = {
+    "nonfinite_data": "which values the missing ones should have is not known",
+    "constant_data": "the loader gives nothing to learn from",
+    "one_class": "the labels are made before the model sees them",
+    "bce_target_range": "data are scaled where they are loaded, and the loss is called in training_step",
+    "misaligned_pair": "which target belongs to which input is not known",
+    "broadcast_pair": "the shapes are given in training_step: target.view_as(prediction)",
+    "label_loss": "the loss is called in training_step",
+    "nonfinite_loss": "the loss is computed in training_step",
+    "narrow_code": "the sizes of the network are given where it is built",
+    "skip_connection": "what is added where is written in forward()",
+    "unread_latents": "what the decoder reads is written in forward()",
+    "validation_scale": "validation data are scaled where they are loaded",
+}
+
+
+def prescribe(e: Evidence, finding: Finding) -> tuple[Remedy, ...]:
+    """The remedies of a finding, in the order in which to try them.
+
+    Args:
+        e: what was seen.
+        finding: one of what was found in it.
+
+    Returns:
+        At least one; a :class:`ByHand` where nothing can be done from outside.
+    """
+    try:
+        found = list(PRESCRIPTIONS[finding.cause](e, finding)) if finding.cause in PRESCRIPTIONS else []
+    except Exception as error:  # a report without a remedy is worth more than none
+        found = [ByHand(f"none could be made ({type(error).__name__}: {error})")]
+    why = BY_HAND.get(finding.cause, "what it would change is not a module, an optimizer or a setting")
+    return tuple(found) or (ByHand(why),)

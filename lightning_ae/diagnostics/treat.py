@@ -1,0 +1,294 @@
+"""Remedies tried one after the other on fresh copies of a model, and kept if the held-out error falls."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+import math
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import lightning as L
+import yaml
+from lightning.pytorch.utilities import rank_zero_info
+
+from lightning_ae.diagnostics.attach import DiagnosticsReport
+from lightning_ae.diagnostics.causes import Finding
+from lightning_ae.diagnostics.held_out import HeldOut, held_out
+from lightning_ae.diagnostics.monitors.latent_sparsity import Latent
+from lightning_ae.diagnostics.remedies.base import ByHand, Remedy, merge
+from lightning_ae.diagnostics.report import Report
+
+
+class Trial(NamedTuple):
+    """One short fit.
+
+    Attributes:
+        remedy: what was changed for it; None in the first.
+        finding: what called for that.
+        what: what was changed, in words, or why nothing was.
+        error: share of the variance left on held-out data; NaN if there was no fit.
+        kept: whether the change was kept.
+        findings: how many errors and warnings were found.
+    """
+
+    remedy: Remedy | None
+    finding: Finding | None
+    what: str
+    error: float
+    kept: bool
+    findings: int
+
+
+@dataclass
+class Treatment:
+    """What was tried, what helped, and the model with the changes that did.
+
+    Attributes:
+        trials: every fit, and every remedy that could not be applied, in order.
+        remedies: those that were kept, in order.
+        model: the best one, trained for as long as the trials were.
+        report: the diagnosis of its fit.
+        before: share of the variance left on held-out data without any remedy.
+        after: the same with those that were kept; never more than before.
+
+    Example:
+        >>> from lightning_ae.diagnostics.remedies import ClipGradients
+        >>> print(Treatment([], [ClipGradients()], None, Report([]), 0.9, 0.2).yaml())
+        trainer:
+          gradient_clip_val: 1.0
+    """
+
+    trials: list[Trial]
+    remedies: list[Remedy]
+    model: Any
+    report: Report
+    before: float
+    after: float
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def improved(self) -> bool:
+        """Whether a remedy was kept."""
+        return bool(self.remedies)
+
+    def python(self) -> str:
+        """Code that makes the changes for good."""
+        if not self.remedies:
+            return "# Nothing to change."
+        lines = "\n".join(remedy.python() for remedy in self.remedies)
+        return f"import lightning_ae as ae\nfrom lightning_ae.diagnostics import remedies\n\n{lines}"
+
+    def yaml(self) -> str:
+        """What makes the changes for good in LightningCLI's configuration."""
+        config = merge(remedy.config() for remedy in self.remedies)
+        return str(yaml.safe_dump(config, sort_keys=False)).rstrip() if config else "# Nothing to change."
+
+    def __str__(self) -> str:
+        lines = [f"Held-out error {self.before:.3g} → {self.after:.3g} (1: no better than a constant)."]
+        for number, trial in enumerate(self.trials):
+            mark = "start" if trial.remedy is None else "kept" if trial.kept else "not kept"
+            error = f"{trial.error:.3g}" if trial.error == trial.error else "-"
+            cause = f" [{trial.finding.cause}]" if trial.finding is not None else ""
+            lines.append(f"  {number}. {mark:8} {error:>8}  {trial.what}{cause}")
+        if self.remedies:
+            lines += ["", self.python()]
+        left = [finding for finding in self.report.findings if finding.severity != "info"]
+        return "\n".join([*lines, *(["", "Still found:"] if left else []), *map(str, left)])
+
+
+class _Fit(NamedTuple):
+    model: L.LightningModule
+    report: Report
+    left: HeldOut
+    options: dict[str, Any]
+
+
+def treat(
+    make_model: Callable[[], L.LightningModule],
+    data: Any,
+    *,
+    trials: int = 4,
+    steps: int = 300,
+    seed: int = 0,
+    latent: Latent | None = None,
+    trainer_options: dict[str, Any] | None = None,
+) -> Treatment:
+    r"""Fit shortly, apply the remedy of the first finding to a fresh model, keep it if that helps, and go on.
+
+    Each trial starts from the same seed. A remedy is kept if the squared error on held-out data, relative to that of
+    the best constant, falls by more than two standard errors (paired, over the examples) and by more than 1 % of what
+    was left; else the next remedy of the finding is tried, then that of the next finding. It ends when no error and no
+    warning is found, no remedy is left, or after so many trials. The start is one of the models compared, so the result
+    is never worse, on these data.
+
+    Args:
+        make_model: gives a new model at each call.
+        data: a data module, or ``(training loader, validation loader)``. Held out is the validation part, all of it:
+            at each call the same examples in one order.
+        trials: fits after the first.
+        steps: optimizer steps of a fit, about.
+        seed: of each fit.
+        latent: as for :class:`lightning_ae.DiagnosticsReport`.
+        trainer_options: further arguments of the Trainer, as ``{"accelerator": "gpu"}``; None for the CPU.
+
+    Returns:
+        The treatment; print it.
+
+    Raises:
+        TypeError: if ``make_model`` is a model and not what makes one, or gives something else.
+        ValueError: if a number is not positive, or there are no held-out data.
+
+    Source: Zhang et al. 2021, AUTOTRAINER: An Automatic DNN Training Problem Detection and Repair System (ICSE).
+
+    Example:
+        >>> from lightning_ae import DigitsDataModule, MLPAutoencoder
+        >>> treatment = treat(lambda: MLPAutoencoder((1, 8, 8), 8, hidden=(32,), lr=3.0), DigitsDataModule(), steps=60)
+        >>> treatment.improved, treatment.after < 0.5 * treatment.before
+        (True, True)
+    """
+    _check(make_model, trials, steps)
+    options = {"accelerator": "cpu", "devices": 1, **(trainer_options or {})}
+    given = {"max_steps": steps, **options}
+    best = _fit(make_model, data, [], given, seed, latent)
+    assert best is not None
+    first, kept, tried, done = best.left.value, list[Remedy](), set[str](), 0
+    told = [Trial(None, None, "as it is", first, False, _count(best.report))]
+    while done < trials:
+        chosen = _next(best.report, tried)
+        if chosen is None:
+            break
+        finding, remedy = chosen
+        tried.add(repr(remedy))
+        if isinstance(remedy, ByHand):
+            told.append(Trial(remedy, finding, remedy.describe(), math.nan, False, 0))
+            continue
+        fit = _fit(make_model, data, [*kept, remedy], given, seed, latent)
+        if isinstance(fit, str):
+            told.append(Trial(remedy, finding, f"{remedy.describe()} Not applied: {fit}.", math.nan, False, 0))
+            continue
+        done += 1
+        better = fit.left.better_than(best.left)
+        told.append(Trial(remedy, finding, remedy.describe(), fit.left.value, better, _count(fit.report)))
+        rank_zero_info(f"treat: {remedy.describe()} {best.left.value:.4g} → {fit.left.value:.4g}")
+        if better:
+            best = fit
+            kept.append(remedy)
+    return Treatment(told, kept, best.model, best.report, first, best.left.value, best.options)
+
+
+def _check(make_model: Any, trials: int, steps: int) -> None:
+    if isinstance(make_model, L.LightningModule) or not callable(make_model):
+        raise TypeError(
+            f"make_model: expected a function that makes a new model at each call, got a {type(make_model).__name__}; "
+            "give lambda: YourModel(...)."
+        )
+    for name, value in (("trials", trials), ("steps", steps)):
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name}: expected a positive whole number, got {value!r}.")
+
+
+def _count(report: Report) -> int:
+    return sum(finding.severity != "info" for finding in report.findings)
+
+
+def _next(report: Report, tried: set[str]) -> tuple[Finding, Remedy] | None:
+    """The first remedy, of the first finding that is no mere information, that was not tried."""
+    for finding in report.findings:
+        for remedy in finding.remedies if finding.severity != "info" else ():
+            if repr(remedy) not in tried:
+                return finding, remedy
+    return None
+
+
+def _fit(
+    make_model: Callable[[], L.LightningModule],
+    data: Any,
+    remedies: list[Remedy],
+    given: dict[str, Any],
+    seed: int,
+    latent: Latent | None,
+) -> Any:
+    """A fit with remedies; in words, why the last of them could not be applied."""
+    L.seed_everything(seed, verbose=False)
+    model = make_model()
+    if not isinstance(model, L.LightningModule):
+        raise TypeError(f"make_model: expected it to give a LightningModule, got a {type(model).__name__}.")
+    options, fed = dict(given), _fed(data)
+    for remedy in remedies:
+        change = remedy.apply(model, options, fed)
+    if remedies and not change:
+        return change.what
+    steps = options["max_steps"]
+    report = DiagnosticsReport(latent, every_n_steps=max(1, steps // 50), quiet=True)
+    extra = options.pop("callbacks", None) or []
+    with _quiet(), tempfile.TemporaryDirectory() as folder:
+        trainer = L.Trainer(
+            **{
+                "max_epochs": -1,
+                "logger": False,
+                "enable_checkpointing": False,
+                "enable_progress_bar": False,
+                "enable_model_summary": False,
+                "num_sanity_val_steps": 0,
+                "default_root_dir": folder,
+                **_validations(fed, steps),
+                **options,
+                "callbacks": [report, *(extra if isinstance(extra, (list, tuple)) else [extra])],
+            }
+        )
+        try:
+            trainer.fit(model, **fed)
+        except (ValueError, RuntimeError, ArithmeticError) as error:
+            # a model that breaks off while training is as bad as can be, and its report says why; others are the user's
+            if report.report is None:
+                raise
+            rank_zero_info(f"treat: the fit broke off: {type(error).__name__}: {error}")
+        loader = _held_out_loader(trainer, fed)
+    assert report.report is not None
+    options["callbacks"] = extra
+    left = held_out(model, loader, report.comparison)
+    return _Fit(model, report.report, left, options)
+
+
+def _fed(data: Any) -> dict[str, Any]:
+    """Arguments of ``Trainer.fit`` after the model."""
+    if isinstance(data, L.LightningDataModule):
+        return {"datamodule": copy.copy(data)}  # a remedy may change its batch size
+    if isinstance(data, (tuple, list)) and len(data) == 2:
+        return {"train_dataloaders": data[0], "val_dataloaders": data[1]}
+    raise ValueError("data: expected a data module, or (training loader, validation loader); held-out data are needed.")
+
+
+def _validations(fed: dict[str, Any], steps: int) -> dict[str, Any]:
+    """Eight validations in a run, whatever an epoch is."""
+    return {"val_check_interval": max(1, steps // 8), "check_val_every_n_epoch": None}
+
+
+def _held_out_loader(trainer: L.Trainer, fed: dict[str, Any]) -> Any:
+    found = fed.get("val_dataloaders")
+    if found is None:
+        found = fed["datamodule"].val_dataloader()
+    if isinstance(found, (list, tuple)):
+        found = found[0] if found else None
+    if found is None:
+        raise ValueError("data: no held-out data, so no remedy can be judged: give a validation loader.")
+    return found
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Lightning from announcing each fit."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
