@@ -20,7 +20,9 @@ from lightning_ae.diagnostics.report.words import number
 
 #: Points of a curve that are drawn one by one; of more the mean and the range of each stretch.
 _POINTS = 240
-_COLUMNS = 128
+_COLUMNS = 64
+#: Marks nearer than this share of the axis stand beside each other.
+_NEAR = 0.07
 
 
 class Scale(NamedTuple):
@@ -87,8 +89,8 @@ def tick(value: float) -> str:
     """
     size = abs(value)
     if size >= 1e6 or 0 < size < 1e-3:
-        return f"{value:.1e}".replace(".0e", "e").replace("e-0", "e-").replace("e+0", "e")
-    return f"{value / 1000:g}k" if size >= 10_000 else f"{value:.4g}"
+        return f"{value:.1e}".replace(".0e", "e").replace("e-0", "e-").replace("e+0", "e").replace("e+", "e")
+    return f"{value / 1000:.4g}k" if size >= 10_000 else f"{value:.3g}" if size < 100 else f"{value:.4g}"
 
 
 def curves(
@@ -112,7 +114,9 @@ def curves(
     steps = [step for line in lines.values() for step in line.steps] + [step for _, step, _ in marks]
     x = Scale(min(steps), max(max(steps), min(steps) + 1), False)
     drawn = [_rule(0, 1000 * 0 + 1000 * (1 - y(v)), 1000, 1000 * (1 - y(v)), "grid") for v in y.ticks()]
-    drawn += [_rule(1000 * x(step), 0, 1000 * x(step), 1000, f"mark {severity}") for _, step, severity in marks]
+    drawn += [
+        _rule(1000 * x(step), 0, 1000 * x(step), 1000, f"mark {severity}") for _, step, severity in reversed(marks)
+    ]
     if level is not None:
         drawn.append(_rule(0, 1000 * (1 - y(level[0])), 1000, 1000 * (1 - y(level[0])), "level"))
     for i, line in enumerate(lines.values()):
@@ -121,12 +125,28 @@ def curves(
     labels = [tag("span", tick(v), class_="y", style=f"top:{100 * (1 - y(v)):.2f}%") for v in y.ticks()]
     whole = [v for v in x.ticks(4) if v == int(v)]
     labels += [tag("span", tick(v), class_="x", style=f"left:{100 * x(v):.2f}%") for v in whole]
-    bubbles = [
-        tag("a", str(n), href=f"#finding-{n}", class_=f"bubble {severity}", style=f"left:{100 * x(step):.2f}%",
-            aria_label=f"finding {n}, first seen at step {step}")
-        for n, step, severity in marks
-    ]  # fmt: skip
+    bubbles = [_bubbles(group) for group in _grouped([(x(step), n, step, severity) for n, step, severity in marks])]
     return tag("div", _legend(lines, level), tag("div", plot, labels, bubbles, class_="plot"), class_="chart")
+
+
+def _grouped(marks: list[tuple[float, int, int, str]]) -> list[list[tuple[float, int, int, str]]]:
+    groups: list[list[tuple[float, int, int, str]]] = []
+    for mark in sorted(marks):
+        if groups and mark[0] - groups[-1][0][0] < _NEAR:
+            groups[-1].append(mark)
+        else:
+            groups.append([mark])
+    return groups
+
+
+def _bubbles(group: list[tuple[float, int, int, str]]) -> Markup:
+    """Numbers above the lines, as links to the findings; of a group near the right edge they end there."""
+    links = [
+        tag("a", str(n), href=f"#finding-{n}", class_=f"bubble {severity}", aria_label=f"finding {n}, step {step}")
+        for _, n, step, severity in group
+    ]
+    share = group[0][0]
+    return tag("span", links, class_="bubbles end" if share > 0.85 else "bubbles", style=f"left:{100 * share:.2f}%")
 
 
 def _legend(lines: Mapping[str, Line], level: tuple[float, str] | None) -> Markup:
@@ -187,8 +207,12 @@ def dots(caption: str, what: str, values: Mapping[str, float], marked: Mapping[s
         )
         cells = tag("td", tag("span", dot, class_="track"), class_="draw", aria_hidden="true")
         rows.append(tag("tr", tag("th", name, badge, scope="row"), cells, tag("td", f"{value:.3g}", class_="number")))
+    ends = tag("span", tag("span", tick(scale.low)), tag("span", tick(scale.high)), class_="ends")
     head = tag(
-        "tr", tag("th", what, scope="col"), tag("td", class_="draw"), tag("th", "value", scope="col", class_="number")
+        "tr",
+        tag("th", what, scope="col"),
+        tag("td", ends, class_="draw", aria_hidden="true"),
+        tag("th", "value", scope="col", class_="number"),
     )
     return tag("table", tag("caption", caption), tag("thead", head), tag("tbody", rows), class_="dots")
 

@@ -35,8 +35,8 @@ def loss_part(record: Record) -> Markup | None:
     note = tag("p", f"Not finite from step {broken[0][1]:,} on ({broken[0][0]}).", class_="lead") if broken else None
     if main is None:
         return note and tag("div", note, class_="card")
-    lead = "Each look at a step in training, and what validation has logged."
-    lead += " Numbered lines stand where a finding was first certain." if marks else ""
+    lead = "Each step in training that was looked at, and what validation has logged."
+    lead += " Numbered lines: where a finding was first found." if marks else ""
     parts = [_card("Loss", lead, main, note)]
     if relative is not None and len(relative.steps) > 1:
         left = charts.curves(
@@ -53,7 +53,7 @@ def loss_part(record: Record) -> Markup | None:
                     left,
                 )
             )
-    return tag("div", parts)
+    return tag("div", parts, class_="two" if len(parts) > 1 else None)
 
 
 def gradients_part(record: Record) -> Markup | None:
@@ -86,7 +86,10 @@ def gradients_part(record: Record) -> Markup | None:
     chart = charts.curves(over_time, "Transmission of activations over the optimizer steps.") if over_time else None
     few = f" The {len(over_time)} lowest." if len(passed) > len(over_time) else ""
     later = _card("Over the steps", f"What activations let through.{few}", chart) if chart is not None else None
-    return Markup(tag("div", cards, class_="two") + (tag("div", later, style="margin-top:1.1rem") if later else ""))
+    return Markup(
+        tag("div", cards, class_="two" if len(cards) > 1 else None)
+        + (tag("div", later, style="margin-top:1.1rem") if later else "")
+    )
 
 
 def units_part(record: Record) -> Markup | None:
@@ -128,7 +131,7 @@ def latent_part(record: Record) -> Markup | None:
     if not record.latent:
         return None
     tiles = [
-        charts.figure_tile(value, name, MEANINGS.get(name, ""))
+        charts.figure_tile(value, name.replace("_", " "), MEANINGS.get(name, ""))
         for name, value in record.latent.items()
         if name != "samples"
     ]

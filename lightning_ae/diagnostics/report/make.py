@@ -88,5 +88,6 @@ def _about(e: Evidence) -> dict[str, str]:
         about["optimizer steps"] = f"{e.steps:,}"
         settings = dict.fromkeys(f"{held.kind}, learning rate {held.lr:g}" for held in e.training.settings)
         about |= {"optimizer": "; ".join(settings)} if settings else {}
-    about["examples looked at"] = f"{e.n:,}"
+    samples = max(e.whole_dead.num_samples().values(), default=e.n)
+    about["examples looked at"] = f"{samples:,}"
     return about | {"torch": torch.__version__, "lightning": L.__version__}

@@ -63,7 +63,7 @@ def as_html(record: Record) -> str:
 
 
 def _top(record: Record, model: str) -> Markup:
-    worst = record.worst or "good"
+    worst = record.worst if record.worst in ("error", "warning") else "good"
     eyebrow = tag("p", "Diagnostics of ", tag("span", model, class_="site"), class_="eyebrow")
     facts = [(k, v) for k, v in record.about.items() if k not in ("model", "torch", "lightning")]
     facts_list = (
@@ -84,9 +84,11 @@ def _icon(severity: str) -> Markup:
 def _findings(record: Record) -> Markup:
     if not record.findings:
         return tag("p", "What is measured is below, for you to look at.", class_="lead")
-    lead = "The worst first, then in the order in which a batch meets them, from data to validation. Begin with it: "
+    lead = (
+        "The worst first, and of those equally bad in the order in which a batch meets them, from data to validation. "
+    )
     return Markup(
-        tag("p", lead, "what follows from a cause is listed under it.", class_="lead")
+        tag("p", lead, "What follows from a cause is listed under it.", class_="lead")
         + "".join(_finding(n, finding, record) for n, finding in enumerate(record.findings, 1))
     )
 
@@ -95,7 +97,7 @@ def _finding(n: int, finding: Finding, record: Record) -> Markup:
     badge = tag("span", _icon(finding.severity), _WORDS[finding.severity], class_="badge")
     where = ["in ", tag("span", finding.site, class_="site")]
     if finding.cause in record.first_seen:
-        where.append(f", first certain at step {record.first_seen[finding.cause]:,}")
+        where.append(f", first found at step {record.first_seen[finding.cause]:,}")
     header = tag(
         "header",
         badge,
@@ -109,18 +111,17 @@ def _finding(n: int, finding: Finding, record: Record) -> Markup:
         tag("p", tag("b", "What to do first"), finding.advice, class_="do"),
     ]
     remedies = getattr(finding, "remedies", ())
-    if remedies:
-        parts.append(tag("p", "Changes that can be applied", class_="part"))
-        parts.append(tag("ul", [tag("li", r.describe(), _code(r.python())) for r in remedies], class_="seen"))
+    # what cannot be applied is a comment as code
+    code = [(remedy.describe(), remedy.python()) for remedy in remedies]
+    made = [tag("li", said, tag("pre", tag("code", how))) for said, how in code if not how.startswith("#")]
+    if made:
+        parts += [tag("p", "Changes that can be applied for you", class_="part"), tag("ul", made, class_="seen")]
+    parts += [tag("p", said, class_="hand") for said, how in code if how.startswith("#")]
     if finding.symptoms:
         parts.append(tag("p", "What follows from it, and was seen as well", class_="part"))
         parts.append(tag("ul", [tag("li", symptom) for symptom in finding.symptoms], class_="seen"))
     parts.append(_about_cause(finding))
     return tag("article", parts, class_=f"card finding {finding.severity}", id=f"finding-{n}")
-
-
-def _code(python: str) -> Markup | None:
-    return tag("pre", tag("code", python)) if python else None
 
 
 def _about_cause(finding: Finding) -> Markup:

@@ -10,6 +10,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from lightning_ae.diagnostics.report.printed import printable
 from lightning_ae.diagnostics.report.record import Line, Record
 
 _COLOURS = {"error": "tab:red", "warning": "tab:orange", "info": "tab:blue"}
@@ -50,7 +51,9 @@ def plot(report: Record, ax: Any = None) -> tuple[Any, Any]:
         part(report, one)
     for one in axes[len(parts) :]:
         one.remove()
-    figure.suptitle("\n".join(textwrap.wrap(report.verdict, 50 * len(grid[0]))), fontsize=10, parse_math=False)
+    figure.suptitle(
+        "\n".join(textwrap.wrap(printable(report.verdict), 50 * len(grid[0]))), fontsize=10, parse_math=False
+    )
     return figure, grid
 
 
@@ -92,7 +95,7 @@ def _latents(report: Record, axes: Any) -> None:
 
 def _plain(name: str) -> str:
     """Without what matplotlib would take for mathematics, or for a label to leave out."""
-    return name.replace("$", "\\$").lstrip("_") or name
+    return printable(name).replace("$", "\\$").lstrip("_") or name
 
 
 def _log(frequency: float) -> float:
