@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
-from lightning_ae.diagnostics.remedies.base import Change, Options, Remedy, add_callback
+from lightning_ae.diagnostics.remedies.base import Change, Options, Remedy, Together, add_callback
 
 
 class OptimizerRemedy(Remedy):
@@ -28,7 +28,7 @@ class OptimizerRemedy(Remedy):
         return Change(True, self.describe())
 
     def on_fit_start(self, trainer: L.Trainer, model: L.LightningModule) -> None:
-        """Change the optimizers, which are configured by now; a checkpoint's state is loaded later."""
+        """Change the optimizers, which are configured by now; the state that fits them so is loaded later."""
 
     def on_step(self, trainer: L.Trainer, model: L.LightningModule) -> None:
         """Called before each training batch."""
@@ -36,19 +36,24 @@ class OptimizerRemedy(Remedy):
     def on_before_zero_grad(self, model: L.LightningModule, optimizer: Any) -> None:
         """Called before gradients are zeroed, or would be."""
 
-    def python(self) -> str:
+    def arguments(self) -> dict[str, Any]:
         """The callback."""
-        return f"callbacks=[ae.ApplyRemedies([remedies.{self!r}])]"
+        return {"callbacks": [f"ae.ApplyRemedies([remedies.{self!r}])"]}
+
+    def statements(self) -> list[str]:
+        """None: the callback does it."""
+        return []
 
 
 class ApplyRemedies(L.Callback):
     """Makes changes to a model and its optimizers when a fit starts, without an edit of anybody's source.
 
-    Changes of the model are made once for each model, before a checkpoint's weights are loaded, so that a run that is
-    resumed has the same ones; those of optimizers before their state is loaded. What cannot be changed is warned of.
+    Changes of the model are made once for each model, before a checkpoint's weights are loaded; those of optimizers once
+    for each optimizer, before its state is loaded if that was saved with them (so a run that is resumed has them once),
+    else after. What cannot be changed is warned of, and so are new weights that those of a checkpoint replace.
 
     Args:
-        remedies: from ``lightning_ae.diagnostics.remedies``, in order.
+        remedies: from ``lightning_ae.diagnostics.remedies``, in order; one that is given twice is made once.
 
     Raises:
         TypeError: if one is no remedy.
@@ -74,15 +79,35 @@ class ApplyRemedies(L.Callback):
         for remedy in remedies:
             if not isinstance(remedy, Remedy):
                 raise TypeError(f"remedies: expected remedies, got a {type(remedy).__name__}.")
-        self.remedies = tuple(remedies)
+        #: what is made; a :class:`Together` is taken apart
+        self.remedies = tuple(part for remedy in remedies for part in _parts(remedy))
+        self._loaded: set[str] | None = None
 
     def __repr__(self) -> str:
         return f"ApplyRemedies({', '.join(map(repr, self.remedies))})"
+
+    @property
+    def state_key(self) -> str:
+        """One for each list of remedies, so that several callbacks have each their own."""
+        return f"ApplyRemedies{list(self.remedies)!r}"
+
+    def state_dict(self) -> dict[str, Any]:
+        """Which remedies the checkpoint's weights and optimizers were made with."""
+        return {"remedies": [repr(remedy) for remedy in self.remedies]}
+
+    @property
+    def _of_optimizers(self) -> list[OptimizerRemedy]:
+        return [remedy for remedy in self.remedies if isinstance(remedy, OptimizerRemedy)]
+
+    def _is_new(self, remedy: Remedy) -> bool:
+        """Whether a checkpoint was loaded that was saved without it."""
+        return self._loaded is not None and repr(remedy) not in self._loaded
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Change the model."""
         if stage != "fit":
             return
+        self._loaded = None
         made = pl_module.__dict__.setdefault("_remedies_made", set())
         for remedy in self.remedies:
             if isinstance(remedy, OptimizerRemedy) or repr(remedy) in made:
@@ -93,24 +118,42 @@ class ApplyRemedies(L.Callback):
             else:
                 rank_zero_warn(f"{type(remedy).__name__} changes nothing here: {change.what}.")
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Change the optimizers."""
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """See which remedies the checkpoint was saved with, whichever callback has made them."""
+        states = [state for state in checkpoint.get("callbacks", {}).values() if isinstance(state, dict)]
+        self._loaded = {name for state in states for name in state.get("remedies", ())}
         for remedy in self.remedies:
-            if isinstance(remedy, OptimizerRemedy):
+            if remedy.draws and self._is_new(remedy):
+                rank_zero_warn(
+                    f"{type(remedy).__name__} is undone by the weights of the checkpoint, which was saved without it."
+                )
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Change the optimizers that the checkpoint's state, if there is one, fits only when they are changed."""
+        for remedy in self._of_optimizers:
+            if not self._is_new(remedy):
+                remedy.on_fit_start(trainer, pl_module)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Change the optimizers whose state was saved without the change."""
+        for remedy in self._of_optimizers:
+            if self._is_new(remedy):
                 remedy.on_fit_start(trainer, pl_module)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Let remedies act over time."""
-        for remedy in self.remedies:
-            if isinstance(remedy, OptimizerRemedy):
-                remedy.on_step(trainer, pl_module)
+        for remedy in self._of_optimizers:
+            remedy.on_step(trainer, pl_module)
 
     def on_before_zero_grad(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         """Let remedies act where gradients are zeroed."""
-        for remedy in self.remedies:
-            if isinstance(remedy, OptimizerRemedy):
-                remedy.on_before_zero_grad(pl_module, optimizer)
+        for remedy in self._of_optimizers:
+            remedy.on_before_zero_grad(pl_module, optimizer)
+
+
+def _parts(remedy: Remedy) -> list[Remedy]:
+    return [part for r in remedy.remedies for part in _parts(r)] if isinstance(remedy, Together) else [remedy]

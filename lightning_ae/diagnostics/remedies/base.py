@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, MutableMapping
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from torch import nn
 
@@ -52,6 +52,9 @@ class Remedy(ABC):
         (True, [ApplyRemedies(ScaleLearningRate(factor=0.1))])
     """
 
+    #: whether it makes new weights, which those of a checkpoint that is loaded later replace
+    draws: ClassVar[bool] = False
+
     @abstractmethod
     def describe(self) -> str:
         """What it does, in one sentence."""
@@ -71,8 +74,16 @@ class Remedy(ABC):
         """
 
     def python(self) -> str:
-        """The code that makes the change for good."""
-        return f"remedies.{self!r}.apply(model)"
+        """The code that makes the change for good, see :func:`code`."""
+        return code([self])
+
+    def statements(self) -> list[str]:
+        """The part of the code that changes ``model``."""
+        return [f"remedies.{self!r}.apply(model)"]
+
+    def arguments(self) -> dict[str, Any]:
+        """The part of the code that is in the Trainer's arguments: an expression by name, of ``callbacks`` a list."""
+        return {}
 
     def config(self) -> dict[str, Any]:
         """What makes the change for good in LightningCLI's YAML, as far as it can be said there."""
@@ -106,9 +117,9 @@ class ByHand(Remedy):
         """Nothing."""
         return Change(False, self.why)
 
-    def python(self) -> str:
+    def statements(self) -> list[str]:
         """A comment."""
-        return f"# {self.describe()}"
+        return [f"# {self.describe()}"]
 
     def config(self) -> dict[str, Any]:
         """Nothing."""
@@ -144,9 +155,13 @@ class Together(Remedy):
         made = [change.what for change in changes if change]
         return Change(bool(made), " ".join(made) if made else "; ".join(change.what for change in changes))
 
-    def python(self) -> str:
-        """One line for each."""
-        return "\n".join(remedy.python() for remedy in self.remedies)
+    def statements(self) -> list[str]:
+        """Those of all."""
+        return [line for remedy in self.remedies for line in remedy.statements()]
+
+    def arguments(self) -> dict[str, Any]:
+        """Those of all."""
+        return merge(remedy.arguments() for remedy in self.remedies)
 
     def config(self) -> dict[str, Any]:
         """All of them."""
@@ -167,9 +182,13 @@ class TrainerRemedy(Remedy):
         trainer_options.update(self.options())
         return Change(True, self.describe())
 
-    def python(self) -> str:
+    def statements(self) -> list[str]:
+        """None: they are arguments of the Trainer."""
+        return []
+
+    def arguments(self) -> dict[str, Any]:
         """The arguments."""
-        return "L.Trainer(" + ", ".join(f"{name}={value!r}" for name, value in self.options().items()) + ")"
+        return {name: repr(value) for name, value in self.options().items()}
 
     def config(self) -> dict[str, Any]:
         """The arguments."""
@@ -177,6 +196,26 @@ class TrainerRemedy(Remedy):
 
 
 # -- what remedies share --------------------------------------------------------------------------------------------
+
+
+def code(remedies: Iterable[Remedy]) -> str:
+    """Python that makes the changes for good, after ``import lightning as L`` and ``import lightning_ae as ae``.
+
+    Example:
+        >>> from lightning_ae.diagnostics.remedies import ClipGradients, ScaleLearningRate, SetBias
+        >>> print(code([SetBias(("0",)), ScaleLearningRate(0.1), ClipGradients()]))
+        remedies.SetBias(layers=('0',), value=0.1).apply(model)
+        trainer = L.Trainer(callbacks=[ae.ApplyRemedies([remedies.ScaleLearningRate(factor=0.1)])],
+            gradient_clip_val=1.0)
+    """
+    everything = Together(tuple(remedies))
+    arguments = [
+        f"{name}=[{', '.join(value)}]" if isinstance(value, list) else f"{name}={value}"
+        for name, value in everything.arguments().items()
+    ]
+    return "\n".join(
+        [*everything.statements(), *([f"trainer = L.Trainer({', '.join(arguments)})"] if arguments else [])]
+    )
 
 
 def merge(configs: Iterable[dict[str, Any]]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,18 +11,58 @@ import torch
 from torch import nn
 
 from lightning_ae.diagnostics.remedies.apply import OptimizerRemedy
-from lightning_ae.diagnostics.remedies.base import Change, Options
+from lightning_ae.diagnostics.remedies.base import Change, Options, note
 from lightning_ae.models import Autoencoder
+
+
+#: Where groups of an optimizer, and torch's schedules, keep learning rates. (A schedule's ``eps`` is the least change of
+#: one, ``eta_min`` where it ends.)
+_RATES_OF_GROUP = ("lr", "initial_lr", "max_lr", "min_lr", "swa_lr")
+_RATES_OF_SCHEDULE = ("base_lrs", "_last_lr", "min_lrs", "max_lrs", "eta_min", "eps", "default_min_lr")
+#: What schedules keep for each group.
+_OF_EACH_GROUP = ("base_lrs", "_last_lr", "min_lrs", "max_lrs", "lr_lambdas", "base_momentums", "max_momentums")
 
 
 def _configures_itself(model: nn.Module) -> bool:
     """Whether the optimizer is the one that models of ours make of ``lr`` and ``weight_decay``."""
-    return isinstance(model, Autoencoder) and type(model).configure_optimizers is Autoencoder.configure_optimizers
+    own = type(model).configure_optimizers if isinstance(model, Autoencoder) else None
+    # LightningCLI puts the optimizer it is given into the instance
+    return own is Autoencoder.configure_optimizers and "configure_optimizers" not in model.__dict__
+
+
+def _unchanged(remedy: OptimizerRemedy, trainer: L.Trainer) -> list[torch.optim.Optimizer]:
+    """Optimizers that a remedy has not changed yet, as one that is handed out for a second fit has been."""
+    fresh = []
+    for optimizer in trainer.optimizers:
+        made = optimizer.__dict__.setdefault("_remedies_made", set())
+        if repr(remedy) not in made:
+            made.add(repr(remedy))
+            fresh.append(optimizer)
+    return fresh
+
+
+def _schedules_of(optimizers: list[torch.optim.Optimizer], trainer: L.Trainer) -> Iterator[Any]:
+    """The schedules of some optimizers, and those they are made of."""
+    todo: list[Any] = [config.scheduler for config in trainer.lr_scheduler_configs]
+    while todo:
+        schedule = todo.pop()
+        todo += getattr(schedule, "_schedulers", ())
+        if any(getattr(schedule, "optimizer", None) is optimizer for optimizer in optimizers):
+            yield schedule
+
+
+def _times(value: Any, factor: float) -> Any:
+    if isinstance(value, (list, tuple)):
+        return type(value)(_times(item, factor) for item in value)
+    number = isinstance(value, (int, float, torch.Tensor)) and not isinstance(value, bool)
+    return value * factor if number else value
 
 
 @dataclass(frozen=True)
 class ScaleLearningRate(OptimizerRemedy):
-    """Multiply the learning rates of all optimizers, those of a schedule included.
+    """Multiply the learning rates of all optimizers, those of torch's schedules included.
+
+    Rates that the model itself writes into its optimizers while training stay as they are.
 
     Args:
         factor: what to multiply by.
@@ -42,22 +83,21 @@ class ScaleLearningRate(OptimizerRemedy):
     def apply(self, model: nn.Module, trainer_options: Options | None = None, data: Options | None = None) -> Change:
         """Set ``lr`` of a model of ours; of others through the callback."""
         if isinstance(model, Autoencoder) and _configures_itself(model):
-            model.lr = float(f"{model.lr * self.factor:.6g}")
+            model.lr = float(f"{model.lr * self.factor:.12g}")  # 0.1 times 0.1 is 0.01
+            note(model, lr=model.lr)
             return Change(True, f"lr = {model.lr:g}")
         return super().apply(model, trainer_options, data)
 
     def on_fit_start(self, trainer: L.Trainer, model: L.LightningModule) -> None:
         """Multiply what groups and schedules hold."""
-        for optimizer in trainer.optimizers:
+        changed = _unchanged(self, trainer)
+        for optimizer in changed:
             for group in optimizer.param_groups:
-                for key in ("lr", "initial_lr", "max_lr", "min_lr"):
-                    if isinstance(group.get(key), (float, torch.Tensor)):
-                        group[key] = group[key] * self.factor
-        for config in trainer.lr_scheduler_configs:
-            for key in ("base_lrs", "_last_lr", "min_lrs", "max_lrs"):
-                rates = getattr(config.scheduler, key, None)
-                if isinstance(rates, list):
-                    setattr(config.scheduler, key, [rate * self.factor for rate in rates])
+                group.update({key: _times(group[key], self.factor) for key in _RATES_OF_GROUP if key in group})
+        for schedule in _schedules_of(changed, trainer):
+            for key in _RATES_OF_SCHEDULE:
+                if hasattr(schedule, key):
+                    setattr(schedule, key, _times(getattr(schedule, key), self.factor))
 
 
 @dataclass(frozen=True)
@@ -82,12 +122,13 @@ class ScaleWeightDecay(OptimizerRemedy):
         """Set ``weight_decay`` of a model of ours; of others through the callback."""
         if isinstance(model, Autoencoder) and _configures_itself(model):
             model.weight_decay = model.weight_decay * self.factor
+            note(model, weight_decay=model.weight_decay)
             return Change(True, f"weight_decay = {model.weight_decay:g}")
         return super().apply(model, trainer_options, data)
 
     def on_fit_start(self, trainer: L.Trainer, model: L.LightningModule) -> None:
         """Multiply what groups hold."""
-        for optimizer in trainer.optimizers:
+        for optimizer in _unchanged(self, trainer):
             for group in optimizer.param_groups:
                 if "weight_decay" in group:
                     group["weight_decay"] = group["weight_decay"] * self.factor
@@ -109,18 +150,23 @@ class TrainForgotten(OptimizerRemedy):
     def on_fit_start(self, trainer: L.Trainer, model: L.LightningModule) -> None:
         """Add a group."""
         held = {id(p) for o in trainer.optimizers for group in o.param_groups for p in group["params"]}
-        left = [p for p in model.parameters() if p.requires_grad and id(p) not in held]
-        if left and trainer.optimizers:
-            optimizer = trainer.optimizers[0]
-            optimizer.add_param_group({"params": left, **_settings(optimizer.param_groups[0])})
-            for config in trainer.lr_scheduler_configs:
-                rates = getattr(config.scheduler, "base_lrs", None)
-                if config.scheduler.optimizer is optimizer and isinstance(rates, list):
-                    config.scheduler.base_lrs = [*rates, rates[0]]
+        left = [(name, p) for name, p in model.named_parameters() if p.requires_grad and id(p) not in held]
+        if not left or not trainer.optimizers:
+            return
+        optimizer = trainer.optimizers[0]
+        first = optimizer.param_groups[0]
+        settings = {name: _own(value) for name, value in first.items() if name not in ("params", "param_names")}
+        optimizer.add_param_group({"params": left if "param_names" in first else [p for _, p in left], **settings})
+        for schedule in _schedules_of([optimizer], trainer):
+            for key in _OF_EACH_GROUP:
+                settings_of = getattr(schedule, key, None)
+                if isinstance(settings_of, list) and settings_of:
+                    setattr(schedule, key, [*settings_of, _own(settings_of[0])])
 
 
-def _settings(group: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in group.items() if name not in ("params", "param_names")}
+def _own(value: Any) -> Any:
+    """A tensor that no other group shares: schedules write into them."""
+    return value.clone() if isinstance(value, torch.Tensor) else value
 
 
 @dataclass(frozen=True)
@@ -167,4 +213,5 @@ class UseAdam(OptimizerRemedy):
             torch.optim.Adam([{"params": group["params"]} for group in optimizer.param_groups], lr=self.lr)
             for optimizer in trainer.optimizers
         ]
-        trainer.strategy.lr_scheduler_configs = []
+        if model.automatic_optimization:  # else the model asks for them, and steps what has no effect any more
+            trainer.strategy.lr_scheduler_configs = []

@@ -67,9 +67,9 @@ class TrainLonger(Remedy):
                 return Change(True, f"{name} = {options[name]}")
         return Change(False, "give trainer_options with max_steps or max_epochs")
 
-    def python(self) -> str:
+    def statements(self) -> list[str]:
         """A comment."""
-        return f"# {self.describe()} (max_epochs or max_steps of the Trainer)"
+        return [f"# {self.describe()} (max_epochs or max_steps of the Trainer)"]
 
     def config(self) -> dict[str, Any]:
         """Nothing: how long is not known here."""
@@ -119,9 +119,9 @@ class BatchSize(Remedy):
         )
         return Change(True, self.describe())
 
-    def python(self) -> str:
+    def statements(self) -> list[str]:
         """A comment."""
-        return f"# {self.describe()}"
+        return [f"# {self.describe()} (batch_size of the loader, or of the data module)"]
 
     def config(self) -> dict[str, Any]:
         """An argument of the data module."""
@@ -158,9 +158,13 @@ class StopEarly(Remedy):
         add_callback(trainer_options, EarlyStopping(self.monitor, patience=self.patience))
         return Change(True, self.describe())
 
-    def python(self) -> str:
+    def statements(self) -> list[str]:
+        """None: a callback does it."""
+        return []
+
+    def arguments(self) -> dict[str, Any]:
         """The callback."""
-        return f"callbacks=[EarlyStopping({self.monitor!r}, patience={self.patience})]"
+        return {"callbacks": [f"L.pytorch.callbacks.EarlyStopping({self.monitor!r}, patience={self.patience})"]}
 
     def config(self) -> dict[str, Any]:
         """The callback."""
@@ -189,9 +193,13 @@ class ReviveUnits(Remedy):
         add_callback(trainer_options, DeadUnitReviver())
         return Change(True, self.describe())
 
-    def python(self) -> str:
+    def statements(self) -> list[str]:
+        """None: a callback does it."""
+        return []
+
+    def arguments(self) -> dict[str, Any]:
         """The callback."""
-        return "callbacks=[ae.DeadUnitReviver()]"
+        return {"callbacks": ["ae.DeadUnitReviver()"]}
 
     def config(self) -> dict[str, Any]:
         """The callback."""
