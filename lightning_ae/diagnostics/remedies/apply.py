@@ -48,9 +48,9 @@ class OptimizerRemedy(Remedy):
 class ApplyRemedies(L.Callback):
     """Makes changes to a model and its optimizers when a fit starts, without an edit of anybody's source.
 
-    Changes of the model are made once for each model, before a checkpoint's weights are loaded; those of optimizers once
-    for each optimizer, before its state is loaded if that was saved with them (so a run that is resumed has them once),
-    else after. What cannot be changed is warned of, and so are new weights that those of a checkpoint replace.
+    Changes of the model are made once for each model, before a checkpoint's weights are loaded; those of optimizers
+    once for each optimizer: before its state is loaded if that was saved with them, so that a run that is resumed has
+    them once, else after. What cannot be changed is warned of, and so are new weights that a checkpoint's replace.
 
     Args:
         remedies: from ``lightning_ae.diagnostics.remedies``, in order; one that is given twice is made once.

@@ -14,9 +14,7 @@ from lightning_ae.diagnostics.remedies.apply import OptimizerRemedy
 from lightning_ae.diagnostics.remedies.base import Change, Options, note
 from lightning_ae.models import Autoencoder
 
-
-#: Where groups of an optimizer, and torch's schedules, keep learning rates. (A schedule's ``eps`` is the least change of
-#: one, ``eta_min`` where it ends.)
+#: Where groups of an optimizer, and torch's schedules, keep learning rates; ``eps`` is the least change of one.
 _RATES_OF_GROUP = ("lr", "initial_lr", "max_lr", "min_lr", "swa_lr")
 _RATES_OF_SCHEDULE = ("base_lrs", "_last_lr", "min_lrs", "max_lrs", "eta_min", "eps", "default_min_lr")
 #: What schedules keep for each group.
