@@ -46,9 +46,10 @@ from torch.utils.data import DataLoader
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from faults import cases, half_of, mean, number
 from faults_hosts import LONG, SHORT, Knobs, split
-from faults_run import Report, build, held_out_error
+from faults_run import build, held_out_error
 from faults_table import HOSTS, Case
 
+import lightning_ae as ae
 from lightning_ae.diagnostics.remedies import ByHand
 from lightning_ae.diagnostics.remedies.prescribe import BY_HAND
 from lightning_ae.diagnostics.treat import treat
@@ -76,10 +77,10 @@ def quiet() -> Iterator[None]:
 
 
 @cache
-def plain_fit(k: Knobs, seed: int) -> tuple[float, tuple[Any, ...]]:
-    """Error and findings without treatment."""
+def twin_error(k: Knobs, seed: int) -> float:
+    """Error of a host without a fault."""
     L.seed_everything(seed, verbose=False)
-    model, (train, val), report = build(k), split(k), Report(k.told, every_n_steps=max(1, k.steps // 50), quiet=True)
+    model, (train, val) = build(k), split(k)
     trainer = L.Trainer(
         max_epochs=-1,
         max_steps=k.steps,
@@ -91,11 +92,20 @@ def plain_fit(k: Knobs, seed: int) -> tuple[float, tuple[Any, ...]]:
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
-        callbacks=report,
     )
-    with contextlib.suppress(ValueError, RuntimeError, ArithmeticError):  # a fit that breaks off has an error, too
-        trainer.fit(model, DataLoader(train, k.batch, shuffle=True), DataLoader(val, 1000))
-    return held_out_error(model, val, k), tuple(report.findings)
+    trainer.fit(model, DataLoader(train, k.batch, shuffle=True), DataLoader(val, 1000))
+    return held_out_error(model, val, k)
+
+
+class Reports(L.Callback):
+    """Keeps the reports of the fits that treat makes."""
+
+    def __init__(self) -> None:
+        self.found: list[ae.DiagnosticsReport] = []
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """One more."""
+        self.found += [c for c in trainer.callbacks if isinstance(c, ae.DiagnosticsReport)]
 
 
 def run(case: Case, trials: int) -> dict[str, Any]:
@@ -103,18 +113,26 @@ def run(case: Case, trials: int) -> dict[str, Any]:
     k, seed, fault = case.knobs, case.seed, case.fault
     twin = Case(None, case.host, max(SHORT, k.steps) if fault else k.steps, seed).knobs
     expected = [] if fault is None else fault.causes.split()
+    models, reports, raised, treatment = [], Reports(), "", None
+
+    def make_model() -> L.LightningModule:
+        models.append(build(k))
+        return models[-1]
+
     with quiet():
-        healthy, _ = plain_fit(twin, seed)
-        before, findings = plain_fit(k, seed)
         train, val = split(k)
-        start, raised, treatment, after = time.perf_counter(), "", None, before
+        loaders = DataLoader(train, k.batch, shuffle=True), DataLoader(val, 1000)
+        start = time.perf_counter()
         try:
-            loaders = DataLoader(train, k.batch, shuffle=True), DataLoader(val, 1000)
-            treatment = treat(lambda: build(k), loaders, trials=trials, steps=k.steps, seed=seed, latent=k.told)
-            after = held_out_error(treatment.model, val, k)
+            how = {"trials": trials, "steps": k.steps, "seed": seed, "trainer_options": {"callbacks": [reports]}}
+            treatment = treat(make_model, loaders, latent=k.told, **how)
         except Exception as problem:  # a refusal is a result, too
             raised = f"{type(problem).__name__}: {problem}".splitlines()[0][:200]
         seconds = time.perf_counter() - start
+        before = held_out_error(models[0], val, k)
+        after = before if treatment is None else held_out_error(treatment.model, val, k)
+        healthy = before if fault is None else twin_error(twin, seed)
+    findings = reports.found[0].findings
     told = [] if treatment is None else treatment.trials
     kept = [] if treatment is None else treatment.remedies
     right = [f for f in findings if f.cause in expected and f.severity != "info"]

@@ -21,7 +21,6 @@ from lightning_ae.diagnostics.remedies.base import (
     weighted,
 )
 from lightning_ae.diagnostics.watch.activations import MODULES
-from lightning_ae.losses import ReconstructionLoss
 from lightning_ae.models import Autoencoder
 from lightning_ae.networks.init import Activation, initialise, make_activation
 
@@ -184,10 +183,9 @@ class SwapActivation(Remedy):
     def _swap_ours(self, model: Autoencoder) -> Change:
         if self.to not in get_args(Activation):
             return Change(False, f"the networks of this package have no {self.to}; the loss owns the output activation")
-        holders = [
-            part for part in (model, *model.modules()) if "activation" in (getattr(part, "_init_args", None) or {})
-        ]
-        holders = [part for part in holders if not isinstance(part, ReconstructionLoss)]
+        # a code's and a loss's activation are no business of the network's
+        networks = [part for box in (model.encoder, model.decoder) for part in box.modules()]
+        holders = [p for p in (model, *networks) if "activation" in (getattr(p, "_init_args", None) or {})]
         names = [n for n, _ in activation_modules(model) if n.split(".")[0] in ("encoder", "decoder")]
         if not holders or not names:
             return Change(False, "its network has no activations of this package's")

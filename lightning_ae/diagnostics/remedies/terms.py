@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import lightning as L
+import torch
 from torch import nn
 
 from lightning_ae.diagnostics.remedies.apply import OptimizerRemedy
 from lightning_ae.diagnostics.remedies.base import Change, Options, Remedy, note
 from lightning_ae.losses import BernoulliNLL, ReconstructionLoss, SquaredError
 from lightning_ae.models import Autoencoder
+from lightning_ae.rebuildable import describe, rebuild
 
 Loss = Literal["BernoulliNLL", "SquaredError"]
 _OTHERS = "its loss is put together in training_step, which only its author can change"
@@ -27,6 +29,16 @@ def owner_of(model: Autoencoder, term: str) -> tuple[object, str] | None:
         if isinstance(held, (int, float)) and held == value:
             return model.code, name
     return None
+
+
+def _rebuilds(model: Autoencoder) -> bool:
+    """Whether a model of ours can be built from what its checkpoints record; its weights and no draw are touched."""
+    try:
+        with torch.random.fork_rng():
+            rebuild(describe(model), cls=type(model))
+    except (ValueError, TypeError):
+        return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -141,8 +153,13 @@ class ExchangeLoss(Remedy):
         new: ReconstructionLoss = {"BernoulliNLL": BernoulliNLL, "SquaredError": SquaredError}[self.loss]()
         if new.params_per_feature != model.loss.params_per_feature:
             return Change(False, f"the decoder gives {model.loss.params_per_feature} numbers for each of the data's")
+        old, whole = model.loss, _rebuilds(model)
         model.loss = new
         note(model, loss=new)
+        if whole and not _rebuilds(model):
+            model.loss = old
+            note(model, loss=old)
+            return Change(False, f"a {type(model).__name__} takes no {self.loss}")
         return Change(True, self.describe())
 
 
