@@ -10,15 +10,25 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
-#: Examples of which the statistics of the input are taken.
-EXAMPLES = 1000
+#: Rows of which the statistics of the input are taken.
+ROWS = 1000
 #: Spreads of features that differ by more are evened out one by one, others together: a pixel that is hardly ever on
 #: is no reason to make much of it.
 MOST_APART = 100.0
-_CHANNELS_FIRST = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_CHANNELS_FIRST = {
+    nn.Conv1d: -2,
+    nn.Conv2d: -3,
+    nn.Conv3d: -4,
+    nn.ConvTranspose1d: -2,
+    nn.ConvTranspose2d: -3,
+    nn.ConvTranspose3d: -4,
+}
 _INPUT = ("input_count", "input_mean", "input_square")
 _OUTPUT = ("output_mean", "output_std")
+#: Where layers say how many features they read.
+_SIZES = ("in_features", "in_channels", "input_size")
 
 
 def standardize_input(layer: nn.Module, features: int) -> None:
@@ -26,14 +36,16 @@ def standardize_input(layer: nn.Module, features: int) -> None:
 
     :math:`\mu` is the mean of each feature over the first thousand rows seen in training (whole batches), then fixed;
     :math:`\sigma` the spread of all features together, or each feature's own where the largest is more than 100 times
-    the median one. Without any row seen the input stays as it is. Statistics are buffers of the layer.
+    the median one. A row is an example; of a sequence or an image, a position. Without any row seen the input stays as
+    it is. Statistics are buffers of the layer; with several ranks they are those of the first one's rows.
 
     Args:
-        layer: a linear, recurrent or convolutional layer; features are on axis 1 for convolutions, else on the last.
+        layer: a linear, recurrent or convolutional layer; features are on the channels of convolutions, else on the
+            last axis.
         features: how many there are.
 
     Raises:
-        ValueError: if ``features`` is not positive, or the layer's input is standardised already.
+        ValueError: if ``features`` is not positive or not what the layer reads, or its input is standardised already.
 
     Source: LeCun et al. 1998, Efficient BackProp, section 4.3.
 
@@ -46,13 +58,17 @@ def standardize_input(layer: nn.Module, features: int) -> None:
     """
     if features < 1:
         raise ValueError(f"features: expected a positive number, got {features}.")
+    reads = next((n for name in _SIZES if isinstance(n := getattr(layer, name, None), int) and n > 0), features)
+    if reads != features:
+        raise ValueError(f"features: this {type(layer).__name__} reads {reads}, got {features}.")
     if hasattr(layer, "input_mean"):
         raise ValueError(f"layer: the input of this {type(layer).__name__} is standardised already.")
     like = next((p for p in layer.parameters() if p.is_floating_point()), torch.zeros(()))
-    layer.register_buffer("input_count", torch.zeros((), device=like.device))
+    # whole numbers, as half precision could not count to a thousand
+    layer.register_buffer("input_count", torch.zeros((), dtype=torch.int64, device=like.device))
     for name in _INPUT[1:]:
         layer.register_buffer(name, torch.zeros(features, device=like.device))
-    layer.register_forward_pre_hook(_standardize)
+    layer.register_forward_pre_hook(_standardize, with_kwargs=True)
 
 
 def restore_output_scale(layer: nn.Module, mean: float = 0.0, std: float = 1.0) -> None:
@@ -113,40 +129,47 @@ def restore_scaling(model: nn.Module, state: Mapping[str, Tensor]) -> None:
             restore_output_scale(layer)
 
 
-def _standardize(layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    x = args[0]
+def _standardize(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    name = None if args else next((name for name in ("input", "x") if name in kwargs), None)
+    given = args[0] if args else kwargs.get(name or "")
+    x = given.data if isinstance(given, PackedSequence) else given
     if not isinstance(x, Tensor) or not x.is_floating_point():
-        return args
-    dim = 1 if isinstance(layer, _CHANNELS_FIRST) else -1
+        return args, kwargs
+    dim = next((axis for kind, axis in _CHANNELS_FIRST.items() if isinstance(layer, kind)), -1)
+    x = _standardized(layer, x, dim)
+    new = given._replace(data=x) if isinstance(given, PackedSequence) else x
+    return ((new, *args[1:]), kwargs) if name is None else (args, {**kwargs, name: new})
+
+
+def _standardized(layer: nn.Module, x: Tensor, dim: int) -> Tensor:
     count, mean, square = (layer.get_buffer(name) for name in _INPUT)
     if layer.training:
         with torch.no_grad():
-            rows = x.detach().to(mean.dtype).movedim(dim, -1).flatten(0, -2)
+            rows = x.detach().to(mean.dtype).movedim(dim, -1).reshape(-1, x.shape[dim])
             new_mean = rows.mean(0)
             new_square = (rows - new_mean).square().mean(0)
             # merged about the means, which is exact for data far from 0; nothing is read from the device
-            share = torch.where(count < EXAMPLES, len(rows) / (count + len(rows)), 0.0)
+            share = torch.where(count < ROWS, len(rows) / (count + len(rows)), 0.0)
             apart = new_mean - mean
             square.copy_(square + share * (new_square - square) + share * (1 - share) * apart.square())
             mean.add_(share * apart)
-            count.add_(torch.where(count < EXAMPLES, float(len(rows)), 0.0))
+            count.add_(torch.where(count < ROWS, len(rows), 0))
     own = square.sqrt()
     together = square.mean().sqrt()
     varying = own > 1e-6 * mean.abs().clamp(min=1e-30)
     middle = torch.where(varying, own, torch.nan).nanmedian()
     apart_by = own.max() > MOST_APART * middle
     spread = torch.where(apart_by, torch.where(varying, own, 1.0), together)
-    known = (count > 0) & (together > 0)
+    known = (count > 0) & varying.any()
     scale = torch.where(known, spread, 1.0).clamp(min=1e-30)
-    shape = [1] * x.ndim
-    shape[dim] = -1
     shift = torch.where(known, mean, 0.0)
-    out = ((x - shift.view(shape)) / scale.expand_as(mean).reshape(shape)).to(x.dtype)
-    return (out, *args[1:])
+    moved = x.movedim(dim, -1)
+    return ((moved - shift) / scale).movedim(-1, dim).to(x.dtype)
 
 
 def _unstandardize(layer: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
     if not isinstance(output, Tensor):
         return output
     mean, std = (layer.get_buffer(name) for name in _OUTPUT)
-    return output * std.to(output.dtype) + mean.to(output.dtype)
+    # under autocast the output is of half precision, in which numbers far from 0 lie far apart
+    return output.to(torch.promote_types(output.dtype, std.dtype)) * std + mean

@@ -245,20 +245,17 @@ def add_callback(options: Options, callback: Any, instead_of: Any = None) -> Non
 
 
 def modules_by_name(model: nn.Module) -> dict[str, nn.Module]:
-    """All modules, by their names without what compilers and wrappers add; where several are one, the first."""
-    found: dict[str, nn.Module] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        found.setdefault(clean_name(name), module)
-    return found
+    """All modules, by their names without what compilers and wrappers add; of a wrapper what it wraps."""
+    return {clean_name(name): module for name, module in model.named_modules(remove_duplicate=False)}
 
 
 def replace_module(model: nn.Module, name: str, new: nn.Module) -> None:
-    """Put a module in the place of another, wherever the same object is used."""
-    old = modules_by_name(model)[name]
-    new.training = old.training
+    """Put a module in the place of another, with what wraps it, wherever the same object is used."""
+    old = [module for known, module in model.named_modules(remove_duplicate=False) if clean_name(known) == name]
+    new.training = old[-1].training
     for parent in list(model.modules()):
         for key, child in parent._modules.items():
-            if child is old:
+            if any(child is module for module in old) and parent is not new:
                 parent._modules[key] = new
 
 

@@ -9,6 +9,9 @@ from torch import nn
 from lightning_ae.diagnostics.remedies.base import Change, Options, Remedy, modules_by_name
 from lightning_ae.networks.standardize import restore_output_scale, standardize_input
 
+#: Layers that read indices, or several tensors.
+_OTHERS = (nn.Embedding, nn.EmbeddingBag, nn.MultiheadAttention, nn.Bilinear)
+
 
 @dataclass(frozen=True)
 class StandardizeInput(Remedy):
@@ -40,9 +43,12 @@ class StandardizeInput(Remedy):
         layer = modules_by_name(model).get(self.layer)
         if layer is None:
             return Change(False, f"there is no layer {self.layer}")
-        if hasattr(layer, "input_mean"):
-            return Change(False, f"what {self.layer} reads is standardised already")
-        standardize_input(layer, self.features)
+        if isinstance(layer, _OTHERS):
+            return Change(False, f"a {type(layer).__name__} reads something else than features")
+        try:
+            standardize_input(layer, self.features)
+        except ValueError as error:
+            return Change(False, str(error).rstrip("."))
         return Change(True, self.describe())
 
 
@@ -76,7 +82,10 @@ class ScaleOutput(Remedy):
         layer = modules_by_name(model).get(self.layer)
         if layer is None:
             return Change(False, f"there is no layer {self.layer}")
-        if hasattr(layer, "output_std"):
-            return Change(False, f"the output of {self.layer} is scaled already")
-        restore_output_scale(layer, self.mean, self.std)
+        if isinstance(layer, (nn.RNNBase, nn.MultiheadAttention)):
+            return Change(False, f"a {type(layer).__name__} gives more than one tensor")
+        try:
+            restore_output_scale(layer, self.mean, self.std)
+        except ValueError as error:
+            return Change(False, str(error).rstrip("."))
         return Change(True, self.describe())
