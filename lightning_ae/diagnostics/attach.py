@@ -72,7 +72,6 @@ class DiagnosticsReport(Monitored):
         self._examples = ExampleMonitor(every_n_steps)
         self._always.append(self._examples)
         self._own = list(self._always)
-        self._validation.also = self._examples
         self._seen: Any = None
 
     @property
@@ -87,6 +86,8 @@ class DiagnosticsReport(Monitored):
         if stage == "fit":
             self.report, self._over_time, self._seen = None, {}, None
         super().setup(trainer, pl_module, stage)
+        if self._validation is not None:
+            self._validation.also = self._examples
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -94,7 +94,7 @@ def gradients_part(record: Record) -> Markup | None:
 
 def units_part(record: Record) -> Markup | None:
     """A map of the units of each activation."""
-    sites = {**record.frequencies, **record.dormancy}
+    sites = {name: values for name, values in {**record.frequencies, **record.dormancy}.items() if values}
     if not sites:
         return None
     columns = charts.columns_of(len(values) for values in sites.values())
@@ -143,7 +143,7 @@ def latent_part(record: Record) -> Markup | None:
         values = record.latents[name]
         drawn = charts.bars(values, f"{what}: {len(values)} latents, at most {number(max(values, default=0.0))}.")
         order = ", the largest first" if len(values) > 256 else ", in their order"
-        bars = Markup(tag("h4", f"{what}{order}") + (drawn or ""))
+        bars = Markup(tag("h3", f"{what}{order}", class_="sub") + (drawn or ""))
     return tag("div", tag("dl", tiles, class_="tiles"), bars, class_="card")
 
 
@@ -155,7 +155,9 @@ def examples_part(record: Record) -> Markup | None:
     pictures = bool(found.first) and isinstance(found.first[0].x, str)
     kind = "examples" if pictures else "examples wide"
     lists = [
-        Markup(tag("h4", title) + tag("ul", [_example(e, found.low, found.high) for e in rows], class_=kind))
+        Markup(
+            tag("h3", title, class_="sub") + tag("ul", [_example(e, found.low, found.high) for e in rows], class_=kind)
+        )
         for title, rows in (("As they come", found.first), (f"The worst of {found.of}", found.worst))
         if rows
     ]

@@ -15,7 +15,9 @@ from lightning_ae.diagnostics.report.words import COLUMNS, cell, columns, number
 
 #: Columns of a terminal that says nothing, and what is the most that reads well.
 WIDTH, WIDEST = 80, 110
-_SMALLEST = 12
+_SMALLEST = 8
+#: Columns below which rich's tables have no room for their own spaces.
+_NARROW = 72
 _LATER = "Findings rest on the later part of what was looked at, the tables on its last samples."
 _COLOURS = {"error": "bold red", "warning": "yellow", "info": "cyan"}
 
@@ -98,11 +100,13 @@ def _folded(name: str, width: int) -> list[str]:
     """A dotted name in parts of at most ``width`` characters, broken after a dot where there is one."""
     parts = [""]
     for piece in re.findall(r"[^.]*\.?", name):
-        for start in range(0, len(piece), width):
-            part = piece[start : start + width]
-            if len(parts[-1]) + len(part) > width:
-                parts.append("")
-            parts[-1] += part
+        if len(parts[-1]) + len(piece) <= width:
+            parts[-1] += piece
+        elif len(piece) <= width:
+            parts.append(piece)
+        else:
+            whole = parts.pop() + piece
+            parts += [whole[start : start + width] for start in range(0, len(whole), width)]
     return parts
 
 
@@ -120,9 +124,9 @@ def _grid(table: Table, width: int) -> Iterator[str]:
 
 
 def print_report(record: Record) -> None:
-    """Print in the width of the terminal, with rich if it is installed, else as plain text."""
+    """Print in the width of the terminal, with rich if it is installed and there is room, else as plain text."""
     width = min(WIDEST, shutil.get_terminal_size((WIDTH, 24)).columns)
-    if importlib.util.find_spec("rich") is None:
+    if importlib.util.find_spec("rich") is None or width < _NARROW:
         print(as_text(record, width))
         return
     from rich.console import Console
@@ -153,8 +157,8 @@ def _rich(table: Table, width: int) -> Any:
     from rich.text import Text
 
     drawn = RichTable(title=Text(table.title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
-    room = width - 2
-    widths = _widths(table, room - len(table.header))
+    # a column costs two characters of padding and one beside it
+    widths = _widths(table, width - len(table.header) - 3)
     for i, name in enumerate(table.header):
         right = i > 0 and name != "kind"
         drawn.add_column(Text(name), no_wrap=i > 0, justify="right" if right else "left", width=widths[i])

@@ -139,7 +139,7 @@ class Record:
 
 def _clause(evidence: str) -> str:
     """The first sentence of evidence as part of another: no full stop, and a small letter where a word begins it."""
-    sentence = re.split(r"(?<=[^.\s]{2})\.(?=\s+[A-Z(]|\s*$)", evidence.strip(), maxsplit=1)[0]
+    sentence = re.split(r"(?<!\b[a-z]\.[a-z])\.(?=\s+[A-Z(]|\s*$)", evidence.strip(), maxsplit=1)[0]
     if len(sentence) > _LONGEST:
         sentence = sentence[: _LONGEST - 1].rsplit(" ", 1)[0] + " …"
     common = re.match(r"(A|An|The|All|In|Of|Half|No|One|Both|Each|Every)\b", sentence) is not None
