@@ -1,15 +1,14 @@
 """What is done about a finding: changes that need no edit of anybody's source, and the callback that makes them."""
 
+from lightning_ae.diagnostics.remedies.activations import InsertActivation, SwapActivation
 from lightning_ae.diagnostics.remedies.apply import ApplyRemedies, OptimizerRemedy
 from lightning_ae.diagnostics.remedies.base import ByHand, Change, Remedy, Together, TrainerRemedy
 from lightning_ae.diagnostics.remedies.layers import (
-    InsertActivation,
     Reinitialize,
     RequireGradients,
     SetBias,
     SetDropout,
     SetNormMomentum,
-    SwapActivation,
 )
 from lightning_ae.diagnostics.remedies.optimizers import (
     ScaleLearningRate,

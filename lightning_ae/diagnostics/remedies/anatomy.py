@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from lightning_ae.diagnostics.causes.base import Evidence
+from lightning_ae.diagnostics.remedies.activations import activation_modules
 from lightning_ae.diagnostics.remedies.base import modules_by_name, weighted
-from lightning_ae.diagnostics.remedies.layers import activation_modules
 
 
 def sites_of(e: Evidence, kind: str) -> tuple[str, ...]:

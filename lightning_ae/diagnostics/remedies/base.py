@@ -266,6 +266,16 @@ def weighted(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, module
 
 
+def shown(names: tuple[str, ...]) -> str:
+    """The first three names.
+
+    Example:
+        >>> shown(("a", "b", "c", "d"))
+        'a, b, c and 1 more'
+    """
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
 def note(model: nn.Module, **arguments: Any) -> None:
     """Write changed arguments of a model of ours into what its checkpoints record."""
     if isinstance(model, Autoencoder) and model._init_args is not None:

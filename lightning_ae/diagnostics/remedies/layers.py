@@ -1,8 +1,7 @@
-"""Remedies in the model: how it is drawn, what its activations are, what trains, what is dropped."""
+"""Remedies in the layers: how they are drawn, what trains, what is dropped."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -11,26 +10,10 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from lightning_ae.diagnostics.remedies.base import (
-    Change,
-    Options,
-    Remedy,
-    modules_by_name,
-    note,
-    replace_module,
-    weighted,
-)
-from lightning_ae.diagnostics.watch.activations import MODULES
-from lightning_ae.models import Autoencoder
-from lightning_ae.networks.init import Activation, initialise, make_activation
+from lightning_ae.diagnostics.remedies.base import Change, Options, Remedy, modules_by_name, shown, weighted
+from lightning_ae.networks.init import initialise
 
 Scheme = Literal["he", "xavier", "orthogonal", "default"]
-Swap = Literal["relu", "leaky_relu", "gelu", "tanh", "sigmoid", "softmax", "log_softmax", "identity"]
-_NAMED = {nn.Softmax: "softmax", nn.LogSoftmax: "log_softmax"}
-
-
-def _shown(names: tuple[str, ...]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 @dataclass(frozen=True)
@@ -45,7 +28,7 @@ class Reinitialize(Remedy):
     Args:
         scheme: see above.
         layers: names; empty for all.
-        bias: what biases become.
+        bias: what biases become; None for small random ones, as torch draws them.
 
     Source: He et al. 2015, https://arxiv.org/abs/1502.01852; Glorot & Bengio 2010; Saxe et al. 2014,
     https://arxiv.org/abs/1312.6120.
@@ -58,7 +41,7 @@ class Reinitialize(Remedy):
 
     scheme: Scheme = "he"
     layers: tuple[str, ...] = ()
-    bias: float = 0.0
+    bias: float | None = 0.0
 
     def __post_init__(self) -> None:
         if self.scheme not in get_args(Scheme):
@@ -66,15 +49,16 @@ class Reinitialize(Remedy):
 
     def describe(self) -> str:
         """Scheme and layers."""
-        where = f"of {_shown(self.layers)}" if self.layers else "of all layers"
+        where = f"of {shown(self.layers)}" if self.layers else "of all layers"
         how = {"he": "He's", "xavier": "Xavier's", "orthogonal": "orthogonal", "default": "torch's own"}[self.scheme]
-        return f"Draw the weights {where} anew, with {how} initialisation and biases of {self.bias:g}."
+        biases = "" if self.bias is None else f" and biases of {self.bias:g}"
+        return f"Draw the weights {where} anew, with {how} initialisation{biases}."
 
     def apply(self, model: nn.Module, trainer_options: Options | None = None, data: Options | None = None) -> Change:
         """Draw them."""
         chosen = [(n, m) for n, m in weighted(model) if not self.layers or n in self.layers]
         if not chosen:
-            return Change(False, f"no layer that can draw its weights anew is called {_shown(self.layers)}")
+            return Change(False, f"no layer that can draw its weights anew is called {shown(self.layers)}")
         with torch.no_grad():
             for _, layer in chosen:
                 self._draw(layer)
@@ -82,7 +66,8 @@ class Reinitialize(Remedy):
 
     def _draw(self, layer: nn.Module) -> None:
         layer.reset_parameters()  # type: ignore[operator]
-        weight = getattr(layer, "weight", None)
+        weight, bias = getattr(layer, "weight", None), getattr(layer, "bias", None)
+        drawn = bias.clone() if isinstance(bias, torch.Tensor) else None
         plain = isinstance(weight, torch.Tensor) and weight.ndim > 1 and not isinstance(layer, nn.Embedding)
         if self.scheme == "orthogonal":
             for name, p in layer.named_parameters(recurse=False):
@@ -91,8 +76,8 @@ class Reinitialize(Remedy):
                         nn.init.orthogonal_(block)
         elif plain and self.scheme != "default":
             initialise(layer, "tanh" if self.scheme == "xavier" else "relu")
-        if plain and getattr(layer, "bias", None) is not None:
-            layer.get_parameter("bias").fill_(self.bias)
+        if plain and drawn is not None:
+            layer.get_parameter("bias").copy_(drawn if self.bias is None else torch.full_like(drawn, self.bias))
 
 
 @dataclass(frozen=True)
@@ -116,7 +101,7 @@ class SetBias(Remedy):
 
     def describe(self) -> str:
         """Layers and value."""
-        return f"Start the biases of {_shown(self.layers)} at {self.value:g}."
+        return f"Start the biases of {shown(self.layers)} at {self.value:g}."
 
     def apply(self, model: nn.Module, trainer_options: Options | None = None, data: Options | None = None) -> Change:
         """Set them."""
@@ -125,124 +110,7 @@ class SetBias(Remedy):
         with torch.no_grad():
             for bias in found:
                 bias.fill_(self.value)
-        return Change(bool(found), self.describe() if found else f"{_shown(self.layers)}: no such layer with a bias")
-
-
-@dataclass(frozen=True)
-class SwapActivation(Remedy):
-    """Put another activation module in the place of some.
-
-    Of a model of ours all activations of the network are swapped, and its checkpoints know; a function called in
-    somebody's ``forward`` cannot be.
-
-    Args:
-        to: the new one.
-        sites: names of the modules; empty for all of the kinds of ``kinds``.
-        kinds: only modules of these kinds, as ``("sigmoid", "tanh")``; empty for all.
-
-    Example:
-        >>> network = nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 2), nn.Sigmoid())
-        >>> SwapActivation("gelu", kinds=("tanh",)).apply(network).done, network[1], network[3]
-        (True, GELU(approximate='none'), Sigmoid())
-    """
-
-    to: Swap
-    sites: tuple[str, ...] = ()
-    kinds: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.to not in get_args(Swap):
-            raise ValueError(f"to: expected one of {get_args(Swap)}, got {self.to!r}.")
-
-    def describe(self) -> str:
-        """From what to what."""
-        which = _shown(self.sites) if self.sites else " and ".join(self.kinds) or "all activations"
-        return f"Remove the activation {which}." if self.to == "identity" else f"Put {self.to} in the place of {which}."
-
-    def apply(self, model: nn.Module, trainer_options: Options | None = None, data: Options | None = None) -> Change:
-        """Swap them."""
-        chosen = [n for n, kind in activation_modules(model) if self._wants(n, kind)]
-        if not chosen:
-            missing = [n for n in self.sites if n not in modules_by_name(model)]
-            why = f"{_shown(tuple(missing))} is called in forward() as a function, not a module" if missing else "none"
-            return Change(False, why if missing else "there is no such activation module")
-        if isinstance(model, Autoencoder):
-            return self._swap_ours(model)
-        for name in chosen:
-            replace_module(model, name, self._new())
-        return Change(True, self.describe())
-
-    def _wants(self, name: str, kind: str) -> bool:
-        return (not self.sites or name in self.sites) and (not self.kinds or kind in self.kinds) and kind != self.to
-
-    def _new(self) -> nn.Module:
-        if self.to == "softmax":
-            return nn.Softmax(-1)
-        return nn.LogSoftmax(-1) if self.to == "log_softmax" else make_activation(self.to)
-
-    def _swap_ours(self, model: Autoencoder) -> Change:
-        if self.to not in get_args(Activation):
-            return Change(False, f"the networks of this package have no {self.to}; the loss owns the output activation")
-        # a code's and a loss's activation are no business of the network's
-        networks = [part for box in (model.encoder, model.decoder) for part in box.modules()]
-        holders = [p for p in (model, *networks) if "activation" in (getattr(p, "_init_args", None) or {})]
-        names = [n for n, _ in activation_modules(model) if n.split(".")[0] in ("encoder", "decoder")]
-        if not holders or not names:
-            return Change(False, "its network has no activations of this package's")
-        for name in names:
-            replace_module(model, name, self._new())
-        for part in holders:
-            part.__dict__["_init_args"]["activation"] = self.to
-        note(model)
-        return Change(True, f"activation = {self.to!r}")
-
-
-def activation_modules(model: nn.Module) -> Iterator[tuple[str, str]]:
-    """Names and kinds of the activation modules, those of a loss of ours left out."""
-    for name, module in modules_by_name(model).items():
-        if isinstance(module, (*MODULES, *_NAMED)) and not name.startswith("loss."):
-            kind = _NAMED.get(type(module), "")
-            yield name, kind or "".join(f"_{c.lower()}" if c.isupper() else c for c in _spelled(module)).lstrip("_")
-
-
-def _spelled(module: nn.Module) -> str:
-    """The class's name as functions are: ReLU → Relu, LeakyReLU → LeakyRelu."""
-    name = type(module).__name__
-    for old, new in (("ReLU", "Relu"), ("GELU", "Gelu"), ("SiLU", "Silu"), ("ELU", "Elu")):
-        name = name.replace(old, new)
-    return name
-
-
-@dataclass(frozen=True)
-class InsertActivation(Remedy):
-    """Put an activation after a layer.
-
-    Args:
-        layers: names of the layers.
-        activation: which.
-
-    Example:
-        >>> network = nn.Sequential(nn.Linear(2, 4), nn.Linear(4, 1))
-        >>> InsertActivation(("0",)).apply(network).done, network[0][1]
-        (True, ReLU())
-    """
-
-    layers: tuple[str, ...]
-    activation: Activation = "relu"
-
-    def describe(self) -> str:
-        """Which, and where."""
-        return f"Put {self.activation} after {_shown(self.layers)}."
-
-    def apply(self, model: nn.Module, trainer_options: Options | None = None, data: Options | None = None) -> Change:
-        """Wrap the layers."""
-        if isinstance(model, Autoencoder):
-            return Change(False, "checkpoints of this package do not record it: give the network its activation")
-        known = modules_by_name(model)
-        found = [name for name in self.layers if name in known]
-        for name in found:
-            replace_module(model, name, nn.Sequential(known[name], make_activation(self.activation)))
-        return Change(bool(found), self.describe() if found else f"there is no layer {_shown(self.layers)}")
+        return Change(bool(found), self.describe() if found else f"{shown(self.layers)}: no such layer with a bias")
 
 
 @dataclass(frozen=True)
@@ -262,7 +130,7 @@ class RequireGradients(Remedy):
 
     def describe(self) -> str:
         """Which."""
-        return f"Train {_shown(self.layers) or 'all layers'}: requires_grad_(True)."
+        return f"Train {shown(self.layers) or 'all layers'}: requires_grad_(True)."
 
     def apply(self, model: nn.Module, trainer_options: Options | None = None, data: Options | None = None) -> Change:
         """Set the flags."""
@@ -293,7 +161,7 @@ class SetDropout(Remedy):
 
     def describe(self) -> str:
         """Which, and how much."""
-        return f"Drop {self.rate:.0%} at {_shown(self.sites)}."
+        return f"Drop {self.rate:.0%} at {shown(self.sites)}."
 
     def apply(self, model: nn.Module, trainer_options: Options | None = None, data: Options | None = None) -> Change:
         """Set the rates."""

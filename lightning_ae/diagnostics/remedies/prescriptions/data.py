@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 
 from lightning_ae.diagnostics.causes.base import Evidence, Finding
+from lightning_ae.diagnostics.remedies.activations import SwapActivation
 from lightning_ae.diagnostics.remedies.anatomy import (
     entry,
     last_layer,
@@ -16,7 +17,6 @@ from lightning_ae.diagnostics.remedies.base import Remedy, Together
 from lightning_ae.diagnostics.remedies.layers import (
     Reinitialize,
     SetDropout,
-    SwapActivation,
 )
 from lightning_ae.diagnostics.remedies.prescriptions.base import remedies_of
 from lightning_ae.diagnostics.remedies.scaling import ScaleOutput, StandardizeInput

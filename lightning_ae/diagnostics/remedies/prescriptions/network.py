@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 
 from lightning_ae.diagnostics.causes.base import SQUASHING, Evidence, Finding
+from lightning_ae.diagnostics.remedies.activations import InsertActivation, SwapActivation
 from lightning_ae.diagnostics.remedies.anatomy import (
     before,
     entry,
@@ -15,13 +16,11 @@ from lightning_ae.diagnostics.remedies.anatomy import (
 )
 from lightning_ae.diagnostics.remedies.base import Remedy, Together
 from lightning_ae.diagnostics.remedies.layers import (
-    InsertActivation,
     Reinitialize,
     RequireGradients,
     Scheme,
     SetBias,
     SetDropout,
-    SwapActivation,
 )
 from lightning_ae.diagnostics.remedies.optimizers import (
     ScaleLearningRate,
