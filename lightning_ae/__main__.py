@@ -1,6 +1,8 @@
 """``python -m lightning_ae``."""
 
-from lightning_ae.cli import main
+import sys
+
+from lightning_ae.cli import command
 
 if __name__ == "__main__":
-    main()
+    sys.exit(command())

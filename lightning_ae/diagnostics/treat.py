@@ -219,6 +219,8 @@ def _fit(
     if not isinstance(model, L.LightningModule):
         raise TypeError(f"make_model: expected it to give a LightningModule, got a {type(model).__name__}.")
     options, fed = dict(given), _fed(data)
+    if "callbacks" in given:  # what one fit has counted is nothing to the next
+        options["callbacks"] = copy.deepcopy(given["callbacks"])
     for remedy in remedies:
         change = remedy.apply(model, options, fed)
     if remedies and not change:

@@ -1,0 +1,53 @@
+"""What ``lightning-ae`` and ``python -m lightning_ae`` run."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import lightning as L
+
+from lightning_ae.cli.base import AutoencoderCLI
+from lightning_ae.cli.checkpoints import with_model_of_checkpoint
+from lightning_ae.cli.doctor import doctor
+
+_EPILOG = "Why does a model not learn? See also: lightning-ae doctor --help"
+
+
+def main(args: Sequence[str] | dict[str, Any] | None = None) -> AutoencoderCLI | int:
+    """Run the command line.
+
+    Args:
+        args: arguments in place of the process's, or a whole configuration as a dict.
+
+    Returns:
+        The finished run: its ``trainer``, ``model`` and ``datamodule``; of ``doctor`` the exit code.
+    """
+    given = sys.argv[1:] if args is None else args
+    if not isinstance(given, dict):
+        if given[:1] == ["doctor"]:
+            return doctor(given[1:])
+        given = with_model_of_checkpoint(given)
+    if args is None:  # Lightning reads them there, and warns of arguments given twice
+        sys.argv[1:] = list(given)
+    # Lightning warns that --optimizer replaces the model's own, which is what it is for
+    warnings.filterwarnings("ignore", message=".*configure_optimizers` will be overridden")
+    return AutoencoderCLI(
+        L.LightningModule,
+        L.LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        save_config_kwargs={"overwrite": True},
+        parser_kwargs={"epilog": _EPILOG},
+        args=None if args is None else given,
+    )
+
+
+def command() -> int | None:
+    """What is installed: :func:`main`, with classes in the current folder as for ``python -m``, and an exit code."""
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    done = main()
+    return done if isinstance(done, int) else None

@@ -1,0 +1,125 @@
+"""The treatment of a model on the command line: remedies tried, and written where ``lightning-ae fit`` takes them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import yaml
+from lightning.pytorch.utilities.model_helpers import is_overridden
+
+from lightning_ae.cli.failing import Failure, told
+from lightning_ae.cli.making import DoctorCLI
+from lightning_ae.diagnostics import Treatment, treat
+from lightning_ae.diagnostics.remedies import Remedy, Together, TrainLonger
+from lightning_ae.diagnostics.remedies.base import merge
+
+
+def check_held_out(cli: DoctorCLI) -> None:
+    """Raise if no remedy could be judged.
+
+    Raises:
+        Failure: if there are no validation data.
+    """
+    owner = cli.datamodule if cli.datamodule is not None else cli.model
+    if not is_overridden("val_dataloader", owner):
+        raise Failure(
+            f"--treat: {type(owner).__name__} has no validation data (val_dataloader), so no remedy can be judged."
+        )
+
+
+def treatment(cli: DoctorCLI) -> Treatment:
+    """Try remedies, and write ``treatment.yaml`` and ``treated.ckpt`` if some help.
+
+    Raises:
+        Failure: if there are no held-out data, or the fits fail.
+    """
+    cli.make_all()
+    options = {name: value for name, value in cli.trainer_options.items() if name != "default_root_dir"}
+    data = cli.datamodule
+    if data is None:
+        data = (cli.model.train_dataloader(), cli.model.val_dataloader())
+    seed = cli.config.seed_everything
+    try:
+        treated = treat(
+            cli.make_model,
+            data,
+            trials=cli.config.trials,
+            steps=cli.config.steps,
+            seed=seed if isinstance(seed, int) else 0,
+            latent=cli.latent.latent,
+            trainer_options=options,
+        )
+    except ValueError as error:
+        if str(error).startswith("data: "):
+            raise Failure(f"--treat: {error}") from error
+        raise Failure(told("The treatment failed", error)) from error
+    except SystemExit as error:  # so Lightning leaves when Ctrl-C has ended a fit
+        raise Failure("Interrupted in the treatment; the diagnosis stands.") from error
+    except Exception as error:
+        raise Failure(told("The treatment failed", error)) from error
+    if treated.improved:
+        _write(cli, treated)
+    return treated
+
+
+def _write(cli: DoctorCLI, treated: Treatment) -> None:
+    cli.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        config = with_remedies(cli.configuration(), treated.remedies)
+    except ValueError as error:  # a model with parts that no configuration can say
+        config = {"not written": str(error)}
+    text = yaml.safe_dump(config, sort_keys=False)
+    (cli.folder / "treatment.yaml").write_text(text, encoding="utf-8")
+    save(treated.model, cli.folder / "treated.ckpt")
+
+
+def with_remedies(config: dict[str, Any], remedies: list[Remedy]) -> dict[str, Any]:
+    """The whole configuration of a run with remedies in it, after the callbacks that it has.
+
+    It is the whole, since LightningCLI puts a list of callbacks from one file in the place of another's.
+
+    Args:
+        config: of the run.
+        remedies: to be applied in it.
+
+    Returns:
+        A new configuration.
+
+    Example:
+        >>> from lightning_ae.diagnostics.remedies import ClipGradients
+        >>> with_remedies({"trainer": {"callbacks": None, "max_epochs": 3}}, [ClipGradients(), TrainLonger(2)])
+        {'trainer': {'callbacks': [], 'max_epochs': 6, 'gradient_clip_val': 1.0}}
+    """
+    trainer = dict(config.get("trainer") or {})
+    there = trainer.get("callbacks") or []
+    trainer["callbacks"] = there if isinstance(there, list) else [there]
+    for remedy in _single(remedies):
+        if isinstance(remedy, TrainLonger):
+            for name in ("max_steps", "max_epochs"):
+                if (trainer.get(name) or -1) > 0:
+                    trainer[name] *= remedy.factor
+    return merge([{**config, "trainer": trainer}, *(remedy.config() for remedy in remedies)])
+
+
+def _single(remedies: list[Remedy]) -> list[Remedy]:
+    return [
+        single
+        for remedy in remedies
+        for single in (_single(list(remedy.remedies)) if isinstance(remedy, Together) else [remedy])
+    ]
+
+
+def save(model: L.LightningModule, path: Path) -> None:
+    """Write a checkpoint of a model that no Trainer holds any more."""
+    trainer = L.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    model.cpu()
+    trainer.strategy.connect(model)
+    trainer.save_checkpoint(path, weights_only=True)
