@@ -6,6 +6,7 @@ from lightning_ae.diagnostics.diagnose import diagnose
 from lightning_ae.diagnostics.monitors import DeadReLUMonitor, GradientSaturationMonitor, LatentSparsityMonitor
 from lightning_ae.diagnostics.remedies import ApplyRemedies, DeadUnitReviver
 from lightning_ae.diagnostics.report import Report
+from lightning_ae.diagnostics.stop import StopHopeless
 from lightning_ae.diagnostics.treat import Treatment, treat
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "GradientSaturationMonitor",
     "LatentSparsityMonitor",
     "Report",
+    "StopHopeless",
     "Treatment",
     "diagnose",
     "treat",

@@ -135,7 +135,7 @@ def _narrowest(e: Evidence) -> tuple[str, int] | None:
     return (min(found)[1], min(found)[0]) if found else None
 
 
-@cause(Stage.WIRING, "Hinton & Salakhutdinov 2006: the error falls with the width of the code", heals="never")
+@cause(Stage.WIRING, "Hinton & Salakhutdinov 2006: the error falls with the width of the code")
 def narrow_code(e: Evidence) -> Iterator[Look]:
     """A reconstruction of more than 8 numbers from one or two, with a third of the variance left."""
     if not e.reconstructs or e.out.get("columns", 0) <= 8 or not e.unlearnt(0.3):
