@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
+import torch
 from torch import nn
 
+from lightning_ae.codes import Code
 from lightning_ae.diagnostics.remedies.base import (
     Change,
     Options,
@@ -18,8 +21,11 @@ from lightning_ae.diagnostics.remedies.base import (
     shown,
 )
 from lightning_ae.diagnostics.watch.activations import MODULES
+from lightning_ae.losses import ReconstructionLoss
 from lightning_ae.models import Autoencoder
 from lightning_ae.networks.init import Activation, make_activation
+from lightning_ae.penalties import Penalty
+from lightning_ae.rebuildable import Rebuildable, describe, rebuild
 
 Swap = Literal["relu", "leaky_relu", "gelu", "tanh", "sigmoid", "softmax", "log_softmax", "identity"]
 _NAMED = {nn.Softmax: "softmax", nn.LogSoftmax: "log_softmax"}
@@ -80,18 +86,57 @@ class SwapActivation(Remedy):
     def _swap_ours(self, model: Autoencoder) -> Change:
         if self.to not in get_args(Activation):
             return Change(False, f"the networks of this package have no {self.to}; the loss owns the output activation")
-        # a code's and a loss's activation are no business of the network's
-        networks = [part for box in (model.encoder, model.decoder) for part in box.modules()]
-        holders = [p for p in (model, *networks) if "activation" in (getattr(p, "_init_args", None) or {})]
-        names = [n for n, _ in activation_modules(model) if n.split(".")[0] in ("encoder", "decoder")]
-        if not holders or not names:
-            return Change(False, "its network has no activations of this package's")
-        for name in names:
-            replace_module(model, name, self._new())
+        holders = {id(part): part for part in _parts(model) if _takes_activation(part)}.values()
+        before, whole = [part._init_args for part in holders], _rebuilt(model) is not None
         for part in holders:
-            part.__dict__["_init_args"]["activation"] = self.to
+            part._init_args = {**(part._init_args or {}), "activation": self.to}
+        mine, swapped = modules_by_name(model), list[str]()
+        names = {id(module): name for name, module in mine.items()}
+        for part in [model] if whole else [part for part in holders if id(part) in names]:
+            for name, module in modules_by_name(_rebuilt(part) or nn.Identity()).items():
+                full = ".".join(filter(None, (names[id(part)], name)))
+                swapped += [full] if name and type(mine.get(full)) is not type(module) else []
+        if not swapped:
+            for part, arguments in zip(holders, before, strict=True):
+                part._init_args = arguments
+            return Change(False, "its network has no activations of this package's, or these already")
+        for name in swapped:
+            replace_module(model, name, self._new())
         note(model)
         return Change(True, f"activation = {self.to!r}")
+
+
+def _parts(part: Any) -> Iterator[Rebuildable]:
+    """A part of ours and those among its arguments; not losses, codes and penalties, whose activations are theirs."""
+    if isinstance(part, (ReconstructionLoss, Code, Penalty)):
+        return
+    if isinstance(part, Rebuildable) and part._init_args is not None:
+        yield part
+        for value in part._init_args.values():
+            yield from _parts(value)
+        if isinstance(part, Autoencoder):  # its networks, where it has made them itself
+            for box in (part.encoder, part.decoder):
+                yield from (module for module in box.modules() if isinstance(module, Rebuildable))
+    elif isinstance(part, (list, tuple)):
+        for item in part:
+            yield from _parts(item)
+
+
+def _takes_activation(part: Rebuildable) -> bool:
+    """Whether its constructor, or for a model one to which it hands arguments on, has an ``activation``."""
+    if isinstance(part, Autoencoder):
+        return any("activation" in inspect.signature(kind.__init__).parameters for kind in type(part).__mro__)  # type: ignore[misc]
+    return "activation" in (part._init_args or {})
+
+
+def _rebuilt(part: Rebuildable) -> nn.Module | None:
+    """A part as a checkpoint would rebuild it; None if it has parts of others. No random number is drawn by it."""
+    try:
+        with torch.random.fork_rng():
+            made = rebuild(describe(part), cls=type(part))
+    except (ValueError, TypeError):
+        return None
+    return made if isinstance(made, nn.Module) else None
 
 
 def activation_modules(model: nn.Module) -> Iterator[tuple[str, str]]:

@@ -1,10 +1,11 @@
-"""Names of the places in a model that remedies change."""
+"""Names of the places in a model that remedies change, and new weights for all of them."""
 
 from __future__ import annotations
 
 from lightning_ae.diagnostics.causes.base import Evidence
 from lightning_ae.diagnostics.remedies.activations import activation_modules
-from lightning_ae.diagnostics.remedies.base import modules_by_name, weighted
+from lightning_ae.diagnostics.remedies.base import Remedy, Together, modules_by_name, weighted
+from lightning_ae.diagnostics.remedies.layers import Reinitialize, Scheme
 
 
 def sites_of(e: Evidence, kind: str) -> tuple[str, ...]:
@@ -63,3 +64,15 @@ def recurrent_layers(e: Evidence) -> tuple[str, ...]:
     return tuple(
         name for name, module in weighted(e.model) if any("weight_hh" in p for p, _ in module.named_parameters())
     )
+
+
+def anew(e: Evidence, scheme: Scheme) -> Remedy:
+    """New weights for all layers: by a scheme for hidden ones, as torch draws them for the last one.
+
+    No activation follows the last layer that the gain of the scheme would make up for: with it, predictions begin far
+    from the targets.
+    """
+    everywhere, last = Reinitialize(scheme, bias=None), last_layer(e)
+    if last is None or len(list(weighted(e.model))) < 2:
+        return everywhere
+    return Together((everywhere, Reinitialize("default", (last,), bias=None)))

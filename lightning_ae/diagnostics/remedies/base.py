@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, NamedTuple
 
 from torch import nn
+from torch.nn.utils import parametrize
 
 from lightning_ae.diagnostics.watch.site import clean_name
 from lightning_ae.models import Autoencoder
@@ -262,7 +263,8 @@ def replace_module(model: nn.Module, name: str, new: nn.Module) -> None:
 def weighted(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Layers with weights that can draw them anew, in order."""
     for name, module in modules_by_name(model).items():
-        if getattr(module, "reset_parameters", None) is not None and module._parameters:
+        resets = hasattr(module, "reset_parameters") or isinstance(module, nn.MultiheadAttention)
+        if resets and (module._parameters or parametrize.is_parametrized(module)):
             yield name, module
 
 

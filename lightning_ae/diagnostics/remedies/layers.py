@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, ClassVar, Literal, cast, get_args
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.utils import parametrize
 
 from lightning_ae.diagnostics.remedies.base import Change, Options, Remedy, modules_by_name, shown, weighted
 from lightning_ae.networks.init import initialise
@@ -23,7 +26,7 @@ class Reinitialize(Remedy):
     ``"he"``: :math:`\operatorname{Var} w = 2/n_{in}`; ``"xavier"``: :math:`2 g^2/(n_{in} + n_{out})` with
     :math:`g = 5/3`, that of tanh; ``"orthogonal"``: orthogonal matrices, of a recurrent layer those from state to
     state, its others uniform; ``"default"``: as the layer's own ``reset_parameters``. Layers that are neither linear
-    nor convolutional get their own.
+    nor convolutional get their own. Weights that a parametrization computes are drawn, too, where it has an inverse.
 
     Args:
         scheme: see above.
@@ -39,6 +42,7 @@ class Reinitialize(Remedy):
         (True, 2)
     """
 
+    draws: ClassVar[bool] = True
     scheme: Scheme = "he"
     layers: tuple[str, ...] = ()
     bias: float | None = 0.0
@@ -57,27 +61,55 @@ class Reinitialize(Remedy):
     def apply(self, model: nn.Module, trainer_options: Options | None = None, data: Options | None = None) -> Change:
         """Draw them."""
         chosen = [(n, m) for n, m in weighted(model) if not self.layers or n in self.layers]
-        if not chosen:
-            return Change(False, f"no layer that can draw its weights anew is called {shown(self.layers)}")
         with torch.no_grad():
-            for _, layer in chosen:
-                self._draw(layer)
-        return Change(True, self.describe())
+            left = tuple(name for name, layer in chosen if not self._draw(layer))
+        if len(left) == len(chosen):
+            why = f": the weights of {shown(left)} are computed, or not there yet" if left else ""
+            return Change(False, f"no layer that can draw its weights anew is called {shown(self.layers)}{why}")
+        return Change(True, self.describe() + (f" Not those of {shown(left)}, which are computed." if left else ""))
 
-    def _draw(self, layer: nn.Module) -> None:
-        layer.reset_parameters()  # type: ignore[operator]
+    def _draw(self, layer: nn.Module) -> bool:
+        if parametrize.is_parametrized(layer):
+            return self._draw_parametrized(layer)
+        plain = isinstance(layer, (nn.Linear, _ConvNd))
+        lazy = any(isinstance(p, nn.UninitializedParameter) for p in layer.parameters(recurse=False))
+        if lazy or (plain and "weight" not in layer._parameters):
+            return False
+        reset = getattr(layer, "reset_parameters", None) or layer._reset_parameters
+        cast(Callable[[], None], reset)()
         weight, bias = getattr(layer, "weight", None), getattr(layer, "bias", None)
-        drawn = bias.clone() if isinstance(bias, torch.Tensor) else None
-        plain = isinstance(weight, torch.Tensor) and weight.ndim > 1 and not isinstance(layer, nn.Embedding)
+        drawn = bias.clone() if plain and isinstance(bias, torch.Tensor) else None
         if self.scheme == "orthogonal":
             for name, p in layer.named_parameters(recurse=False):
-                if p.ndim == 2 and ("weight_hh" in name or plain):
-                    for block in torch.split(p, p.shape[1]) if "weight_hh" in name else [p]:
+                if "weight_hh" in name:
+                    for block in torch.split(p, cast(int, layer.hidden_size)):
                         nn.init.orthogonal_(block)
+            if plain and isinstance(weight, torch.Tensor):
+                nn.init.orthogonal_(weight)
         elif plain and self.scheme != "default":
             initialise(layer, "tanh" if self.scheme == "xavier" else "relu")
-        if plain and drawn is not None:
+        if drawn is not None:
             layer.get_parameter("bias").copy_(drawn if self.bias is None else torch.full_like(drawn, self.bias))
+        return True
+
+    def _draw_parametrized(self, layer: nn.Module) -> bool:
+        """Draw what a weight norm, say, computes, and set what it computes it of."""
+        computed = {name: nn.Parameter(getattr(layer, name).detach().clone()) for name in _computed(layer)}
+        kind: Any = type(layer).__bases__[0]  # its class as it was before
+        plain: nn.Module = kind.__new__(kind)
+        plain.__dict__ |= layer.__dict__ | {"_parameters": {**layer._parameters, **computed}, "_modules": {}}
+        if not self._draw(plain):
+            return False
+        try:
+            for name, value in computed.items():
+                setattr(layer, name, value.detach())
+        except (RuntimeError, NotImplementedError, ValueError):  # it has no inverse
+            return False
+        return True
+
+
+def _computed(layer: nn.Module) -> list[str]:
+    return list(cast(nn.ModuleDict, layer.parametrizations))
 
 
 @dataclass(frozen=True)
@@ -96,6 +128,7 @@ class SetBias(Remedy):
         (True, [0.10000000149011612, 0.10000000149011612])
     """
 
+    draws: ClassVar[bool] = True
     layers: tuple[str, ...]
     value: float = 0.1
 
@@ -106,7 +139,7 @@ class SetBias(Remedy):
     def apply(self, model: nn.Module, trainer_options: Options | None = None, data: Options | None = None) -> Change:
         """Set them."""
         known = modules_by_name(model)
-        found = [b for n in self.layers if (b := getattr(known.get(n), "bias", None)) is not None]
+        found = [b for n in self.layers if isinstance(b := getattr(known.get(n), "bias", None), nn.Parameter)]
         with torch.no_grad():
             for bias in found:
                 bias.fill_(self.value)

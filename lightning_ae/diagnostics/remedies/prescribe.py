@@ -6,7 +6,8 @@ from lightning_ae.diagnostics.causes.base import Evidence, Finding
 from lightning_ae.diagnostics.remedies.base import ByHand, Remedy
 from lightning_ae.diagnostics.remedies.prescriptions import PRESCRIPTIONS
 
-#: Why a cause has no remedy that can be applied from outside.
+_CALLED = "is called in forward() as a function"
+#: Why a cause has no remedy that can be applied from outside, or has none in a model where nothing was found to change.
 BY_HAND = {
     "nonfinite_data": "which values the missing ones should have is not known",
     "constant_data": "the loader gives nothing to learn from",
@@ -20,6 +21,24 @@ BY_HAND = {
     "skip_connection": "what is added where is written in forward()",
     "unread_latents": "what the decoder reads is written in forward()",
     "validation_scale": "validation data are scaled where they are loaded",
+    "input_scale": "the layer that reads the data is not a module with weights",
+    "narrow_range": "the data are no reconstruction's, or the layer that gives the output was not found",
+    "target_scale": "the layer that gives the output was not found",
+    "target_out_of_reach": f"the output's activation {_CALLED}",
+    "constant_softmax": f"the softmax {_CALLED}",
+    "softmax_multilabel": f"the softmax {_CALLED}, or belongs to the loss",
+    "double_activation": f"the activation {_CALLED}",
+    "class_activation": f"the output's activation {_CALLED}, and so is the loss in training_step",
+    "squared_error_sigmoid": "the loss is called in training_step, and the last layer was not found",
+    "stuck_outputs": f"the output's activation {_CALLED}",
+    "dropout_on_output": f"the dropout {_CALLED}",
+    "not_trained": "where the graph is cut is written in the model's code",
+    "linear_stack": "the network's layers are put together where it is built",
+    "gradients_pile_up": "with manual optimization, gradients are zeroed in training_step",
+    "penalty_dominates": "the weight is a number in training_step, not of a part that is known",
+    "posterior_collapse": "the weight of the divergence is a number in training_step",
+    "dead_latents": "the weight of the sparsity is a number in training_step",
+    "overfitting": "what is missing are examples",
 }
 
 

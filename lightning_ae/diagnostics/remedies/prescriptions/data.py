@@ -63,6 +63,8 @@ def _target_out_of_reach(e: Evidence, finding: Finding) -> Iterator[Remedy]:
         yield from _rescaled(e)
         yield Together((free, ScaleOutput(layer, mean, std)))
     yield free
+    if layer is not None:  # what was off may have begun far away
+        yield Together((free, Reinitialize("default", (layer,))))
 
 
 @remedies_of("target_scale")
@@ -113,8 +115,9 @@ def _squared_error_sigmoid(e: Evidence, finding: Finding) -> Iterator[Remedy]:
     layer = last_layer(e)
     anew = [] if layer is None else [Reinitialize("default", (layer,))]
     if e.ours:
-        yield ExchangeLoss("BernoulliNLL")
+        # what is confidently wrong in the first step takes many steps to come back, whatever the loss
         yield Together((ExchangeLoss("BernoulliNLL"), *anew))
+        yield ExchangeLoss("BernoulliNLL")
     yield from anew
     if e.output.activation == "tanh" and output_activations(e):
         yield Together((SwapActivation("identity", output_activations(e)), *anew))

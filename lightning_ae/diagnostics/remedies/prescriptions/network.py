@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from lightning_ae.diagnostics.causes.base import SQUASHING, Evidence, Finding
 from lightning_ae.diagnostics.remedies.activations import InsertActivation, SwapActivation
 from lightning_ae.diagnostics.remedies.anatomy import (
+    anew,
     before,
     entry,
     output_activations,
@@ -65,7 +66,7 @@ def _no_gradient(e: Evidence, finding: Finding) -> Iterator[Remedy]:
     """What is flat may have begun flat, or have been thrown there."""
     if finding.change is not None:
         yield ScaleLearningRate(lower_rate(e))
-    yield Reinitialize(_scheme(e))
+    yield anew(e, _scheme(e))
 
 
 def _scheme(e: Evidence) -> Scheme:
@@ -79,8 +80,8 @@ def _vanishing_gradient(e: Evidence, finding: Finding) -> Iterator[Remedy]:
     hidden = tuple(n for k in flat for n in sites_of(e, k) if n not in output_activations(e))
     if finding.measure == "transmission" and hidden:
         swap = SwapActivation("relu") if e.ours else SwapActivation("relu", hidden)
-        yield Together((swap, Reinitialize("he")))
-    yield Reinitialize(_scheme(e))
+        yield Together((swap, anew(e, "he")))
+    yield anew(e, _scheme(e))
 
 
 @remedies_of("exploding_gradient")
@@ -106,7 +107,7 @@ def _dead_units(e: Evidence, finding: Finding) -> Iterator[Remedy]:
     first = e.whole_dead.first_results().get((finding.site, "live"))
     at_first = first is None or not bool(first.any())
     if finding.value == 1.0 or (finding.change is not None and at_first):
-        yield Reinitialize("he")
+        yield anew(e, "he")
     if finding.change is not None:
         yield ScaleLearningRate(lower_rate(e))
     yield SwapActivation("leaky_relu") if e.ours else SwapActivation("leaky_relu", (finding.site,))
@@ -122,10 +123,10 @@ def _dormant_units(e: Evidence, finding: Finding) -> Iterator[Remedy]:
 
 @remedies_of("saturated")
 def _saturated(e: Evidence, finding: Finding) -> Iterator[Remedy]:
-    yield Reinitialize("xavier")
+    yield anew(e, "xavier")
     found = entry(e)
     if found is not None:
-        yield Together((StandardizeInput(*found), Reinitialize("xavier")))
+        yield Together((StandardizeInput(*found), anew(e, "xavier")))
 
 
 @remedies_of("nonfinite_units")
