@@ -10,7 +10,6 @@ from typing import Any, Literal, get_args
 import torch
 from torch import nn
 
-from lightning_ae.codes import Code
 from lightning_ae.diagnostics.remedies.base import (
     Change,
     Options,
@@ -21,10 +20,8 @@ from lightning_ae.diagnostics.remedies.base import (
     shown,
 )
 from lightning_ae.diagnostics.watch.activations import MODULES
-from lightning_ae.losses import ReconstructionLoss
 from lightning_ae.models import Autoencoder
 from lightning_ae.networks.init import Activation, make_activation
-from lightning_ae.penalties import Penalty
 from lightning_ae.rebuildable import Rebuildable, describe, rebuild
 
 Swap = Literal["relu", "leaky_relu", "gelu", "tanh", "sigmoid", "softmax", "log_softmax", "identity"]
@@ -108,12 +105,11 @@ class SwapActivation(Remedy):
 
 def _parts(part: Any) -> Iterator[Rebuildable]:
     """A part of ours and those among its arguments; not losses, codes and penalties, whose activations are theirs."""
-    if isinstance(part, (ReconstructionLoss, Code, Penalty)):
-        return
     if isinstance(part, Rebuildable) and part._init_args is not None:
         yield part
-        for value in part._init_args.values():
-            yield from _parts(value)
+        for name, value in part._init_args.items():
+            if name not in ("loss", "code", "penalties", "corruption"):
+                yield from _parts(value)
         if isinstance(part, Autoencoder):  # its networks, where it has made them itself
             for box in (part.encoder, part.decoder):
                 yield from (module for module in box.modules() if isinstance(module, Rebuildable))
