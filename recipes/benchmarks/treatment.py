@@ -103,6 +103,9 @@ class Reports(L.Callback):
     def __init__(self) -> None:
         self.found: list[ae.DiagnosticsReport] = []
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Reports:
+        return self  # each fit is given a copy
+
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """One more."""
         self.found += [c for c in trainer.callbacks if isinstance(c, ae.DiagnosticsReport)]
