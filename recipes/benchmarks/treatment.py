@@ -45,7 +45,7 @@ from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from faults import cases, half_of, mean, number
-from faults_hosts import LONG, SHORT, Knobs, split
+from faults_hosts import LONG, SHORT, split
 from faults_run import build, held_out_error
 from faults_table import HOSTS, Case
 
@@ -77,8 +77,9 @@ def quiet() -> Iterator[None]:
 
 
 @cache
-def twin_error(k: Knobs, seed: int) -> float:
+def twin_error(host: str, steps: int, seed: int) -> float:
     """Error of a host without a fault."""
+    k = Case(None, host, steps, seed).knobs
     L.seed_everything(seed, verbose=False)
     model, (train, val) = build(k), split(k)
     trainer = L.Trainer(
@@ -114,7 +115,6 @@ class Reports(L.Callback):
 def run(case: Case, trials: int) -> dict[str, Any]:
     """A faulty program before and after treatment, and its healthy twin."""
     k, seed, fault = case.knobs, case.seed, case.fault
-    twin = Case(None, case.host, max(SHORT, k.steps) if fault else k.steps, seed).knobs
     expected = [] if fault is None else fault.causes.split()
     models, reports, raised, treatment = [], Reports(), "", None
 
@@ -134,7 +134,7 @@ def run(case: Case, trials: int) -> dict[str, Any]:
         seconds = time.perf_counter() - start
         before = held_out_error(models[0], val, k)
         after = before if treatment is None else held_out_error(treatment.model, val, k)
-        healthy = before if fault is None else twin_error(twin, seed)
+        healthy = before if fault is None else twin_error(case.host, max(SHORT, k.steps), seed)
     findings = reports.found[0].findings
     told = [] if treatment is None else treatment.trials
     kept = [] if treatment is None else treatment.remedies
