@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import lightning as L
 import torch
@@ -23,11 +23,15 @@ def owner_of(model: Autoencoder, term: str) -> tuple[object, str] | None:
     """The object and attribute in which the weight of a term is; None if it is not a plain number."""
     if term in model.penalties:
         return model.penalties[term], "weight"
-    value = model.code.weights().get(term)
+    code: Any = model.code
     for name in ("weight", "beta", "commitment"):
-        held = getattr(model.code, name, None)
-        if isinstance(held, (int, float)) and held == value:
-            return model.code, name
+        held = getattr(code, name, None)
+        if isinstance(held, (int, float)) and term in code.weights():
+            setattr(code, name, held + 1)  # another term may weigh as much, and not be its
+            follows = code.weights()[term] == held + 1
+            setattr(code, name, held)
+            if follows:
+                return code, name
     return None
 
 
@@ -153,6 +157,8 @@ class ExchangeLoss(Remedy):
         new: ReconstructionLoss = {"BernoulliNLL": BernoulliNLL, "SquaredError": SquaredError}[self.loss]()
         if new.params_per_feature != model.loss.params_per_feature:
             return Change(False, f"the decoder gives {model.loss.params_per_feature} numbers for each of the data's")
+        if type(new) is type(model.loss) and new.output_activation == model.loss.output_activation:
+            return Change(False, f"it scores with {self.loss}() already")
         old, whole = model.loss, _rebuilds(model)
         model.loss = new
         note(model, loss=new)
@@ -180,6 +186,7 @@ class RestartCodebook(Remedy):
         (True, False, 0.03)
     """
 
+    draws: ClassVar[bool] = True
     expire: float = 0.03
 
     def describe(self) -> str:
