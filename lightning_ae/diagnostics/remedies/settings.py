@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from dataclasses import dataclass
 from typing import Any
 
+import lightning as L
 from lightning.pytorch.callbacks import EarlyStopping
 from torch import nn
-from torch.utils.data import DataLoader, RandomSampler
+from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_ae.diagnostics.remedies.base import Change, Options, Remedy, TrainerRemedy, add_callback
 from lightning_ae.diagnostics.remedies.revival import DeadUnitReviver
+
+#: What a loader keeps when its batches get another size, besides the sampler.
+_KEPT = (
+    "num_workers",
+    "collate_fn",
+    "pin_memory",
+    "drop_last",
+    "timeout",
+    "worker_init_fn",
+    "multiprocessing_context",
+    "generator",
+    "prefetch_factor",
+    "persistent_workers",
+)
 
 
 @dataclass(frozen=True)
@@ -38,6 +55,18 @@ class ClipGradients(TrainerRemedy):
         """``gradient_clip_val``."""
         return {"gradient_clip_val": self.norm}
 
+    def apply(self, model: nn.Module, trainer_options: Options | None = None, data: Options | None = None) -> Change:
+        """Set the argument, where Lightning takes it and gradients are not clipped as low already."""
+        if not getattr(model, "automatic_optimization", True):
+            return Change(False, "the model optimizes by itself: self.clip_gradients(...) before its steps")
+        options = {} if trainer_options is None else trainer_options
+        by_norm = options.get("gradient_clip_algorithm") in (None, "norm")
+        if by_norm and 0 < (options.get("gradient_clip_val") or math.inf) <= self.norm:
+            return Change(False, f"gradients are clipped to a norm of {options['gradient_clip_val']:g} already")
+        if not by_norm:
+            options["gradient_clip_algorithm"] = "norm"
+        return super().apply(model, trainer_options, data)
+
 
 @dataclass(frozen=True)
 class TrainLonger(Remedy):
@@ -61,10 +90,11 @@ class TrainLonger(Remedy):
     def apply(self, model: nn.Module, trainer_options: Options | None = None, data: Options | None = None) -> Change:
         """Multiply what is limited."""
         options = {} if trainer_options is None else trainer_options
-        for name in ("max_steps", "max_epochs"):
-            if (options.get(name) or -1) > 0:
-                options[name] = options[name] * self.factor
-                return Change(True, f"{name} = {options[name]}")
+        limited = [name for name in ("max_steps", "max_epochs") if (options.get(name) or -1) > 0]
+        for name in limited:
+            options[name] = options[name] * self.factor
+        if limited:
+            return Change(True, ", ".join(f"{name} = {options[name]}" for name in limited))
         return Change(False, "give trainer_options with max_steps or max_epochs")
 
     def statements(self) -> list[str]:
@@ -98,25 +128,32 @@ class BatchSize(Remedy):
         return f"Use batches of {self.size} examples."
 
     def apply(self, model: nn.Module, trainer_options: Options | None = None, data: Options | None = None) -> Change:
-        """Set ``batch_size`` of the data module, or make the loader anew."""
+        """Set ``batch_size`` of the data module or of its hyperparameters, or make the loader anew."""
         data = {} if data is None else data
         module, loader = data.get("datamodule"), data.get("train_dataloaders")
-        if module is not None and hasattr(module, "batch_size"):
-            module.batch_size = self.size
-            return Change(True, self.describe())
-        plain = type(loader) is DataLoader and loader.batch_size is not None
-        if not plain:
+        if module is not None:
+            return self._of_module(module)
+        if type(loader) is not DataLoader or loader.batch_size is None:
             return Change(False, "the data are neither a data module with batch_size nor a plain DataLoader")
-        assert isinstance(loader, DataLoader)
-        data["train_dataloaders"] = DataLoader(
-            loader.dataset,
-            self.size,
-            shuffle=isinstance(loader.sampler, RandomSampler),
-            num_workers=loader.num_workers,
-            collate_fn=loader.collate_fn,
-            pin_memory=loader.pin_memory,
-            drop_last=loader.drop_last,
-        )
+        if loader.batch_size == self.size:
+            return Change(False, f"batches are of {self.size} examples already")
+        kept: dict[str, Any] = {name: getattr(loader, name) for name in _KEPT}
+        if not isinstance(loader.dataset, IterableDataset):
+            kept["sampler"] = loader.sampler  # which shuffles, or does not
+        data["train_dataloaders"] = DataLoader(loader.dataset, self.size, **kept)
+        return Change(True, self.describe())
+
+    def _of_module(self, module: L.LightningDataModule) -> Change:
+        before = getattr(module, "batch_size", None), module.hparams.get("batch_size")
+        if before == (None, None):
+            return Change(False, "the data module has no batch_size, neither of its own nor in its hparams")
+        if all(size in (None, self.size) for size in before):
+            return Change(False, f"batches are of {self.size} examples already")
+        if before[1] is not None:  # of this one alone: a copy shares them
+            module._hparams = copy.deepcopy(module.hparams)
+            module.hparams["batch_size"] = self.size
+        if before[0] is not None:
+            module.batch_size = self.size  # type: ignore[attr-defined]
         return Change(True, self.describe())
 
     def statements(self) -> list[str]:
