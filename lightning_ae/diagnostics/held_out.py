@@ -11,11 +11,12 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor, nn
 
 from lightning_ae.diagnostics.watch import Watch
 from lightning_ae.diagnostics.watch.comparisons import BINARY, CLASSES, Comparison
-from lightning_ae.hooks import to_device_of, undisturbed
+from lightning_ae.hooks import undisturbed
 from lightning_ae.losses.base import full_precision
 from lightning_ae.models import Autoencoder
 
@@ -58,7 +59,7 @@ class HeldOut:
         if not len(self.each):
             return False
         if not len(earlier.each):
-            return True
+            return math.isfinite(self.value)
         gain, error = self.gain(earlier)
         return gain > 2 * error and gain > 0.01 * min(earlier.value, 1.0)
 
@@ -66,7 +67,8 @@ class HeldOut:
 def held_out(model: L.LightningModule, batches: Any, loss: str | None = None) -> HeldOut:
     """Measure a model on held-out batches, in evaluation mode and without gradients.
 
-    ``validation_step`` is called, or ``training_step`` where there is none; what its loss compares is what counts.
+    ``validation_step`` is called, or ``training_step`` where there is none; what its loss compares is what counts. What
+    it logs is dropped.
 
     Args:
         model: a LightningModule; it is left as it was.
@@ -75,26 +77,46 @@ def held_out(model: L.LightningModule, batches: Any, loss: str | None = None) ->
 
     Returns:
         The errors.
+
+    Raises:
+        ValueError: if the model optimizes by itself and has no ``validation_step``.
     """
-    found: list[tuple[Tensor, Tensor]] = []
-    listener, watch = _Listener(loss), Watch(("penalties",) if isinstance(model, Autoencoder) else ())
-    validates = type(model).validation_step is not L.LightningModule.validation_step
-    with undisturbed(model), _quiet(model):
-        for number, given in enumerate(batches):
-            batch = to_device_of(model, given)
-            listener.heard = []
-            with watch.open(model, [listener], None, batch):
-                step = model.validation_step if validates else model.training_step
-                outputs = step(batch, number)
-            pair = _of_ours(model, batch, outputs) or listener.pair()
-            if pair is not None:
-                found.append(pair)
+    found = _pairs(model, batches, loss, graph=False) or _pairs(model, batches, loss, graph=True)
     if not found:
         return HeldOut(torch.zeros(0))
     targets = torch.cat([y for y, _ in found])
     errors = torch.cat([(y - y_hat).square().sum(1) for y, y_hat in found])
     level = (targets - targets.mean(0)).square().sum(1).mean()
     return HeldOut(errors / level.clamp(min=1e-30))
+
+
+def _pairs(model: L.LightningModule, batches: Any, loss: str | None, graph: bool) -> list[tuple[Tensor, Tensor]]:
+    """Targets and predictions; what is written out by hand is heard only where there is a graph."""
+    listener, watch = _Listener(loss), Watch(("penalties",) if isinstance(model, Autoencoder) else ())
+    validates = type(model).validation_step is not L.LightningModule.validation_step
+    if not validates and not model.automatic_optimization:
+        raise ValueError(f"model: {type(model).__name__} needs a validation_step: its training_step also trains it.")
+    step = model.validation_step if validates else model.training_step
+    numbered = is_param_in_hook_signature(step, "batch_idx", min_args=2)
+    found = []
+    with undisturbed(model), _quiet(model), torch.set_grad_enabled(graph or not validates):
+        for number, given in enumerate(batches):
+            batch = _moved(model, given)
+            listener.heard = []
+            with watch.open(model, [listener], None, batch):
+                outputs = step(batch, number) if numbered else step(batch)
+            pair = _of_ours(model, batch, outputs) or listener.pair()
+            if pair is not None:
+                found.append(pair)
+    return found
+
+
+def _moved(model: L.LightningModule, batch: Any) -> Any:
+    """A batch on the model's device, through the hooks by which a model or a data module changes batches."""
+    if model._trainer is not None:
+        batch = model._trainer.precision_plugin.convert_input(batch)
+    batch = model._on_before_batch_transfer(batch, dataloader_idx=0)
+    return model._apply_batch_transfer_handler(batch, device=model.device, dataloader_idx=0)
 
 
 def _of_ours(model: nn.Module, batch: Any, outputs: Any) -> tuple[Tensor, Tensor] | None:
@@ -129,18 +151,25 @@ class _Listener:
         y, y_hat = heard.target, full_precision(heard.prediction)
         if heard.loss in ("binary_cross_entropy_with_logits", "multilabel_soft_margin_loss"):
             y_hat = y_hat.sigmoid()
-        elif heard.loss == "cross_entropy":
-            y_hat = y_hat.softmax(1 if y_hat.ndim > 1 else 0)
-        elif heard.loss in ("nll_loss", "kl_div"):
+        elif heard.loss in ("cross_entropy", "target × log_softmax"):
+            y_hat = y_hat.softmax(1 if y_hat.ndim > 1 and heard.loss == "cross_entropy" else -1)
+        elif heard.loss in ("nll_loss", "kl_div") or self._is_log(heard):
             y_hat = y_hat.exp()
+        if heard.loss == "kl_div" and heard.options.get("log_target"):
+            y = y.exp()
         if heard.loss in CLASSES and not y.is_floating_point() and y_hat.ndim == y.ndim + 1 and y.ndim > 0:
             y_hat = y_hat.movedim(1, -1).reshape(-1, y_hat.shape[1])
-            inside = (y.reshape(-1) >= 0) & (y.reshape(-1) < y_hat.shape[1])
-            y_hat, labels = y_hat[inside], y.reshape(-1)[inside]
+            labels = y.reshape(-1)
+            inside = (labels >= 0) & (labels < y_hat.shape[1]) & (labels != heard.options.get("ignore_index", -100))
+            y_hat, labels = y_hat[inside], labels[inside]
             y = torch.nn.functional.one_hot(labels, y_hat.shape[1]).float()
         elif heard.loss in BINARY:
             y = y.float()
         return _rows(y, y_hat)
+
+    @staticmethod
+    def _is_log(heard: Comparison) -> bool:
+        return heard.loss == "poisson_nll_loss" and bool(heard.options.get("log_input", True))
 
     def on_loss(self, comparison: Comparison) -> None:
         self.heard.append(comparison)
@@ -163,18 +192,26 @@ class _Listener:
 
 @contextmanager
 def _quiet(model: L.LightningModule) -> Iterator[None]:
-    """Keep Lightning from logging, and from talking about a missing Trainer."""
-    logger, trainer = logging.getLogger("lightning.pytorch"), model._trainer
-    level, buffers = logger.level, [(buffer, buffer.clone()) for buffer in model.buffers()]
+    """Drop what is logged, draw the same random numbers for all models, and give back the buffers."""
+    names, level = ("log", "log_dict"), logging.getLogger("lightning.pytorch").level
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    own = {name: model.__dict__[name] for name in names if name in model.__dict__}
     try:
-        model._trainer = None
-        logger.setLevel(logging.ERROR)
+        # what a step logs has no loop any more to go to
+        model.__dict__.update(dict.fromkeys(names, _nothing))
+        logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
         with warnings.catch_warnings(), torch.random.fork_rng(), torch.compiler.set_stance("force_eager"):
             warnings.simplefilter("ignore")
             torch.manual_seed(0)  # what is drawn, as a posterior's sample, is the same for all models
             yield
     finally:
-        model._trainer = trainer
-        logger.setLevel(level)
+        for name in names:
+            model.__dict__.pop(name, None)
+        model.__dict__.update(own)
+        logging.getLogger("lightning.pytorch").setLevel(level)
         for buffer, before in buffers:
             buffer.data.copy_(before)
+
+
+def _nothing(*args: Any, **kwargs: Any) -> None:
+    """In the place of ``self.log``."""
