@@ -20,7 +20,7 @@ from lightning_ae.diagnostics.attach import DiagnosticsReport
 from lightning_ae.diagnostics.causes import Finding
 from lightning_ae.diagnostics.held_out import HeldOut, held_out
 from lightning_ae.diagnostics.monitors.latent_sparsity import Latent
-from lightning_ae.diagnostics.remedies.base import ByHand, Remedy, merge
+from lightning_ae.diagnostics.remedies.base import ByHand, Remedy, code, merge
 from lightning_ae.diagnostics.report import Report
 
 
@@ -29,7 +29,7 @@ class Trial(NamedTuple):
 
     Attributes:
         remedy: what was changed for it; None in the first.
-        finding: what called for that.
+        finding: what called for that; None where a number of one that was kept is varied.
         what: what was changed, in words, or why nothing was.
         error: share of the variance left on held-out data; NaN if there was no fit.
         kept: whether the change was kept.
@@ -77,11 +77,11 @@ class Treatment:
         return bool(self.remedies)
 
     def python(self) -> str:
-        """Code that makes the changes for good."""
+        """Code that makes the changes to ``model`` for good, and gives a Trainer the arguments that belong to them."""
         if not self.remedies:
             return "# Nothing to change."
-        lines = "\n".join(remedy.python() for remedy in self.remedies)
-        return f"import lightning_ae as ae\nfrom lightning_ae.diagnostics import remedies\n\n{lines}"
+        imports = "import lightning as L\nimport lightning_ae as ae\nfrom lightning_ae.diagnostics import remedies"
+        return f"{imports}\n\n{code(self.remedies)}"
 
     def yaml(self) -> str:
         """What makes the changes for good in LightningCLI's configuration."""
@@ -122,9 +122,10 @@ def treat(
 
     Each trial starts from the same seed. A remedy is kept if the squared error on held-out data, relative to that of
     the best constant, falls by more than two standard errors (paired, over the examples) and by more than 1 % of what
-    was left; else the next remedy of the finding is tried, then that of the next finding. It ends when no error and no
-    warning is found, no remedy is left, or after so many trials. The start is one of the models compared, so the result
-    is never worse, on these data.
+    was left; else the next remedy of the finding is tried, then that of the next finding. When no error and no warning
+    is found any more, or nothing is left to try for them, numbers of what was kept that are guesses, as a learning
+    rate's, are varied by a factor of three, likewise. It ends when that is done, too, or after so many trials. The
+    start is one of the models compared, so the result is never worse, on these data.
 
     Args:
         make_model: gives a new model at each call.
@@ -159,15 +160,15 @@ def treat(
     first, kept, tried, done = best.left.value, list[Remedy](), set[str](), 0
     told = [Trial(None, None, "as it is", first, False, _count(best.report))]
     while done < trials:
-        chosen = _next(best.report, tried)
+        chosen = _next(best.report, tried, kept)
         if chosen is None:
             break
-        finding, remedy = chosen
+        finding, remedy, base = chosen
         tried.add(repr(remedy))
         if isinstance(remedy, ByHand):
             told.append(Trial(remedy, finding, remedy.describe(), math.nan, False, 0))
             continue
-        fit = _fit(make_model, data, [*kept, remedy], given, seed, latent)
+        fit = _fit(make_model, data, [*base, remedy], given, seed, latent)
         if isinstance(fit, str):
             told.append(Trial(remedy, finding, f"{remedy.describe()} Not applied: {fit}.", math.nan, False, 0))
             continue
@@ -176,8 +177,7 @@ def treat(
         told.append(Trial(remedy, finding, remedy.describe(), fit.left.value, better, _count(fit.report)))
         rank_zero_info(f"treat: {remedy.describe()} {best.left.value:.4g} → {fit.left.value:.4g}")
         if better:
-            best = fit
-            kept.append(remedy)
+            best, kept = fit, [*base, remedy]
     return Treatment(told, kept, best.model, best.report, first, best.left.value, best.options)
 
 
@@ -196,12 +196,20 @@ def _count(report: Report) -> int:
     return sum(finding.severity != "info" for finding in report.findings)
 
 
-def _next(report: Report, tried: set[str]) -> tuple[Finding, Remedy] | None:
-    """The first remedy, of the first finding that is no mere information, that was not tried."""
+def _next(report: Report, tried: set[str], kept: list[Remedy]) -> tuple[Finding | None, Remedy, list[Remedy]] | None:
+    """The next remedy to try, what calls for it, and the kept ones to which it is added.
+
+    It is the first one that was not tried of the first finding that is no mere information; if there is none, another
+    number for one of those that were kept, which it replaces.
+    """
     for finding in report.findings:
         for remedy in finding.remedies if finding.severity != "info" else ():
             if repr(remedy) not in tried:
-                return finding, remedy
+                return finding, remedy, kept
+    for number, one in enumerate(kept):
+        for remedy in one.neighbours():
+            if repr(remedy) not in tried:
+                return None, remedy, [*kept[:number], *kept[number + 1 :]]
     return None
 
 

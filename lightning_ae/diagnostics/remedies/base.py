@@ -74,6 +74,10 @@ class Remedy(ABC):
             What was changed, or why nothing could be.
         """
 
+    def neighbours(self) -> tuple[Remedy, ...]:
+        """The same change with other numbers to try, where its number is a guess."""
+        return ()
+
     def python(self) -> str:
         """The code that makes the change for good, see :func:`code`."""
         return code([self])

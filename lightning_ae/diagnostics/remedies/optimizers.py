@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from lightning_ae.diagnostics.remedies.apply import OptimizerRemedy
-from lightning_ae.diagnostics.remedies.base import Change, Options, note
+from lightning_ae.diagnostics.remedies.base import Change, Options, Remedy, note
 from lightning_ae.models import Autoencoder
 
 #: Where groups of an optimizer, and torch's schedules, keep learning rates; ``eps`` is the least change of one.
@@ -77,6 +77,10 @@ class ScaleLearningRate(OptimizerRemedy):
     def describe(self) -> str:
         """The factor."""
         return f"Multiply the learning rate by {self.factor:g}."
+
+    def neighbours(self) -> tuple[Remedy, ...]:
+        """Three times as much, and a third."""
+        return tuple(ScaleLearningRate(float(f"{self.factor * by:.2g}")) for by in (3, 1 / 3))
 
     def apply(self, model: nn.Module, trainer_options: Options | None = None, data: Options | None = None) -> Change:
         """Set ``lr`` of a model of ours; of others through the callback."""
@@ -204,6 +208,10 @@ class UseAdam(OptimizerRemedy):
     def describe(self) -> str:
         """The learning rate."""
         return f"Train with Adam and a learning rate of {self.lr:g}."
+
+    def neighbours(self) -> tuple[Remedy, ...]:
+        """Three times the learning rate, and a third."""
+        return tuple(UseAdam(float(f"{self.lr * by:.2g}")) for by in (3, 1 / 3))
 
     def on_fit_start(self, trainer: L.Trainer, model: L.LightningModule) -> None:
         """Exchange the optimizers; schedules are bound to the old ones and end."""
