@@ -6,7 +6,6 @@ import contextlib
 import json
 import logging
 import sys
-import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,11 +13,11 @@ from typing import Any
 
 import lightning as L
 
-from lightning_ae.cli.failing import Failure, Follower, first_interrupt, shapes, told
+from lightning_ae.cli.examining import examine
+from lightning_ae.cli.failing import Failure, say
 from lightning_ae.cli.making import DoctorCLI, find_class, with_hyperparameters
-from lightning_ae.cli.treating import check_held_out, treatment
-from lightning_ae.diagnostics import DiagnosticsReport, Report, Treatment, diagnose
-from lightning_ae.diagnostics.held_out import held_out
+from lightning_ae.cli.treating import treatment
+from lightning_ae.diagnostics import Report, Treatment
 from lightning_ae.diagnostics.report import print_report
 from lightning_ae.diagnostics.report.saved import to_dict
 
@@ -65,7 +64,7 @@ def doctor(args: Sequence[str]) -> int:
         with _quiet():
             return _doctor(args)
     except Failure as failure:
-        print(f"lightning-ae doctor: error: {failure}", file=sys.stderr)
+        say(failure)
         return 2
 
 
@@ -74,22 +73,23 @@ def _doctor(args: Sequence[str]) -> int:
     # what models and data print is no JSON
     with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
         cli = _parse(args)
-        report, broken, interrupted = _examine(cli)
+        report, broken, interrupted = examine(cli)
         written = _save(report, cli.folder)
         if not as_json:
             print_report(report)
             print(f"Written to {written}.")
         if broken:
-            print(f"lightning-ae doctor: {broken}", file=sys.stderr)
-        treated = None
+            say(broken)
+        treated, no_yaml = None, ""
         serious = [finding for finding in report.findings if finding.severity != "info"]
         if cli.config.treat and not interrupted and serious and not broken:
-            treated = treatment(cli)
-            _save(treated.report, cli.folder / "treated")
+            treated, no_yaml = treatment(cli)
+            if treated.improved:
+                _save(treated.report, cli.folder / "treated")
         elif cli.config.treat and not as_json and not interrupted:
             print("Not treated: the fit broke off." if broken else "Nothing to treat.")
     if treated is not None and not as_json:
-        _print(treated, cli.folder)
+        _print(treated, cli.folder, no_yaml)
     last = report if treated is None else treated.report
     code = INTERRUPTED if interrupted else int(bool(broken) or last.worst == "error")
     if as_json:
@@ -119,97 +119,6 @@ def _parse(args: Sequence[str]) -> DoctorCLI:
     return cli
 
 
-def _examine(cli: DoctorCLI) -> tuple[Report, str, bool]:
-    """The report, why the fit broke off if it did, and whether the user has ended it."""
-    with first_interrupt() as asked:
-        if cli.config.ckpt_path is not None:
-            return _of_checkpoint(cli, asked), "", asked.is_set()
-        report, broken = _of_fit(cli, asked)
-        return report, broken, asked.is_set()
-
-
-def _of_fit(cli: DoctorCLI, asked: threading.Event) -> tuple[Report, str]:
-    steps = cli.config.steps
-    cli.make_all()
-    if cli.config.treat:
-        check_held_out(cli)
-    options, follower = cli.trainer_options, Follower(asked)
-    callback = DiagnosticsReport(*cli.latent, every_n_steps=max(1, steps // 50), quiet=True)
-    batches = options.get("accumulate_grad_batches", 1)
-    options |= {
-        "max_epochs": -1,
-        "max_steps": steps,
-        "val_check_interval": max(1, steps // 8) * batches,  # whatever an epoch is
-        "check_val_every_n_epoch": None,
-        "callbacks": [follower, *options["callbacks"], callback],
-    }
-    broken = ""
-    try:
-        trainer = L.Trainer(**options)
-        trainer.fit(cli.model, datamodule=cli.datamodule)
-    except (Exception, SystemExit) as error:  # Lightning leaves by SystemExit at the second Ctrl-C
-        if callback.report is None or not follower.done:
-            raise Failure(told(f"The fit failed{follower.at}", error)) from error
-        broken = "" if asked.is_set() else told(f"After {follower.done} batches the fit broke off{follower.at}", error)
-    if callback.report is None:
-        raise Failure(
-            "The data have no training batch." if not follower.done else "No step was looked at; give more --steps."
-        )
-    return _without_own_limit(callback.report, cli), broken
-
-
-def _without_own_limit(report: Report, cli: DoctorCLI) -> Report:
-    """That the fit was short is its doing, not the model's."""
-    report.findings = [
-        f._replace(severity="info", advice=f"The doctor has ended the fit; --steps more tell more. {f.advice}")
-        if f.cause == "too_short"
-        else f
-        for f in report.findings
-    ]
-    report.findings.sort(key=lambda finding: ("error", "warning", "info").index(finding.severity))
-    return report
-
-
-def _of_checkpoint(cli: DoctorCLI, asked: threading.Event) -> Report:
-    cli.load()
-    if cli.config.treat:
-        check_held_out(cli)
-    model, latent = cli.model, cli.latent
-    try:
-        trainer = L.Trainer(**{**cli.trainer_options, "callbacks": []})
-        model.to(trainer.strategy.root_device)
-        if cli.datamodule is not None:
-            cli.datamodule.trainer = trainer
-            cli.datamodule.prepare_data()
-            cli.datamodule.setup("fit")
-        seen = list[Any]()
-
-        def until_asked(stage: str) -> Iterator[Any]:
-            for batch in cli.batches(stage, cli.config.steps):
-                seen[:] = [batch]
-                yield batch
-                if asked.is_set():
-                    return
-
-        try:
-            report = diagnose(model, until_asked("train"), latent=latent.latent, output=latent.output)
-        except ValueError as error:
-            if "expected at least one" in str(error):
-                raise Failure("The data have no training batch.") from error
-            raise
-        for name, stage in (("training error", "train"), ("held-out error", "val")):
-            left = held_out(model, until_asked(stage)).value
-            if left == left:
-                report.output[name] = left
-    except Failure:
-        raise
-    except Exception as error:
-        at = f" in a batch of {shapes(seen[0])}" if seen else ""
-        raise Failure(told(f"The diagnosis failed{at}", error)) from error
-    report.about = {"checkpoint": Path(cli.config.ckpt_path).name, **report.about}
-    return report
-
-
 # -- what is written and printed ------------------------------------------------------------------------------------
 
 
@@ -220,13 +129,18 @@ def _save(report: Report, folder: Path) -> Path:
         raise Failure(f"folder: {folder} cannot be written to: {error}") from error
 
 
-def _print(treated: Treatment, folder: Path) -> None:
-    print(f"\nTreatment\n\n{treated}")
-    if treated.improved:
-        print(f"\n{treated.yaml()}\n")
+def _print(treated: Treatment, folder: Path, no_yaml: str) -> None:
+    print(f"\nTreatment\n\n{treated}\n")
+    if not treated.improved:
+        print("No remedy helped.")
+        return
+    print(f"{treated.yaml()}\n")
+    if no_yaml:
+        print(f"No configuration was written: {no_yaml}")
+    else:
         print(f"The whole configuration with these changes: {folder / 'treatment.yaml'}; to run it:")
         print(f"  lightning-ae fit -c {folder / 'treatment.yaml'}")
-        print(f"The model after {folder / 'treated.ckpt'}, its diagnosis: {folder / 'treated' / 'diagnostics.html'}.")
+    print(f"The treated model: {folder / 'treated.ckpt'}, its diagnosis: {folder / 'treated' / 'diagnostics.html'}.")
 
 
 def _tree(report: Report, treated: Treatment | None, folder: Path, code: int) -> dict[str, Any]:

@@ -14,40 +14,52 @@ from typing import Any
 import jsonargparse
 import lightning as L
 import lightning.pytorch
+import torch
 from torch import Tensor
 
 #: Whose frames say nothing about what a user has written.
 _INNER = (
-    *(str(Path(module.__file__ or "").parent) for module in (lightning.pytorch, jsonargparse)),
+    *(str(Path(module.__file__ or "").parent) for module in (lightning.pytorch, jsonargparse, torch)),
     str(Path(__file__).parent),
     str(Path(__file__).parents[1] / "diagnostics"),
     contextlib.__file__,
 )
+#: And, further in, those of who calls and who watches a module.
+_BETWEEN = (str(Path(torch.nn.modules.module.__file__)), str(Path(__file__).parents[1] / "diagnostics"))
 
 
 class Failure(Exception):
-    """Why there is no diagnosis, in words for the terminal."""
+    """Why there is no diagnosis, in words for the terminal, and the lines of code that led there, where they matter."""
+
+    def __init__(self, said: str, frames: str = "") -> None:
+        super().__init__(said)
+        self.frames = frames
 
 
-def told(what: str, error: BaseException) -> str:
+def failed(what: str, error: BaseException) -> Failure:
     """What failed and why, with the part of the traceback that begins in the user's own code.
 
     Example:
-        >>> print(told("The model failed", ValueError("no such layer")))
+        >>> print(failed("The model failed", ValueError("no such layer")))
         The model failed: ValueError: no such layer
     """
     frames = traceback.extract_tb(error.__traceback__)
     own = next((i for i, frame in enumerate(frames) if not frame.filename.startswith(_INNER)), len(frames))
-    lines = "".join(traceback.format_list(frames[own:])).rstrip()
-    said = f"{what}: {type(error).__name__}: {error}"
-    return f"{said}\n{lines}" if lines else said
+    lines = traceback.format_list([frame for frame in frames[own:] if not frame.filename.startswith(_BETWEEN)])
+    return Failure(f"{what}: {type(error).__name__}: {error}", "".join(lines).rstrip())
+
+
+def say(failure: Failure) -> None:
+    """Print it, as Python does: the lines of code first."""
+    if failure.frames:
+        print(f"Traceback (most recent call last):\n{failure.frames}", file=sys.stderr)
+    print(f"lightning-ae doctor: error: {failure}", file=sys.stderr)
 
 
 def shapes(batch: Any) -> str:
     """What a batch holds.
 
     Example:
-        >>> import torch
         >>> shapes((torch.zeros(32, 1, 8, 8), {"label": torch.zeros(32, dtype=torch.int64)}))
         "((32, 1, 8, 8) float32, {'label': (32,) int64})"
     """

@@ -29,7 +29,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning_ae.checkpoint import read_tree
 from lightning_ae.cli.base import AutoencoderCLI
 from lightning_ae.cli.checkpoints import inline, is_ours, model_of_checkpoint, named_model, read
-from lightning_ae.cli.failing import Failure, told
+from lightning_ae.cli.failing import Failure, failed
 from lightning_ae.diagnostics import ApplyRemedies, DiagnosticsReport
 from lightning_ae.diagnostics.remedies import OptimizerRemedy
 from lightning_ae.models import load
@@ -133,7 +133,7 @@ class DoctorCLI(AutoencoderCLI):
             self.datamodule = self.config_init.data
             self._add_configure_optimizers_method_to_model(None)
         except Exception as error:
-            raise Failure(told("Model or data cannot be built", error)) from error
+            raise failed("Model or data cannot be built", error) from error
         if self.datamodule is None and not is_overridden("train_dataloader", self.model):
             raise Failure("data: none are named. Give --data some.module.DataModule, with its arguments.")
 
@@ -168,9 +168,7 @@ class DoctorCLI(AutoencoderCLI):
             self.model.on_load_checkpoint(checkpoint)
             self.model.load_state_dict(checkpoint["state_dict"], strict=self.model.strict_loading)
         except Exception as error:
-            raise Failure(
-                told(f"{path} does not fit a {type(self.model).__name__} with these arguments", error)
-            ) from error
+            raise failed(f"{path} does not fit a {type(self.model).__name__} with these arguments", error) from error
 
     # -- the Trainer --------------------------------------------------------------------------------------------
 
@@ -302,9 +300,9 @@ def find_class(name: str, base: type = L.LightningModule) -> type | None:
                 f"There is no module {error.name}, in which {name} would be; modules are looked for in the current "
                 f"folder ({Path.cwd()}) and among those installed."
             ) from error
-        raise Failure(told(f"{module} cannot be imported", error)) from error
+        raise failed(f"{module} cannot be imported", error) from error
     except Exception as error:
-        raise Failure(told(f"{module} cannot be imported", error)) from error
+        raise failed(f"{module} cannot be imported", error) from error
     if not isinstance(found, type) or not issubclass(found, base):
         what = "has no class of that name" if found is None else f"is no {base.__name__}"
         raise Failure(f"{name}: the module {module} {what}." if found is None else f"{name} {what}.")

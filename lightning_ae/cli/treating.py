@@ -7,30 +7,19 @@ from typing import Any
 
 import lightning as L
 import yaml
-from lightning.pytorch.utilities.model_helpers import is_overridden
 
-from lightning_ae.cli.failing import Failure, told
+from lightning_ae.cli.failing import Failure, failed
 from lightning_ae.cli.making import DoctorCLI
 from lightning_ae.diagnostics import Treatment, treat
 from lightning_ae.diagnostics.remedies import Remedy, Together, TrainLonger
 from lightning_ae.diagnostics.remedies.base import merge
 
 
-def check_held_out(cli: DoctorCLI) -> None:
-    """Raise if no remedy could be judged.
-
-    Raises:
-        Failure: if there are no validation data.
-    """
-    owner = cli.datamodule if cli.datamodule is not None else cli.model
-    if not is_overridden("val_dataloader", owner):
-        raise Failure(
-            f"--treat: {type(owner).__name__} has no validation data (val_dataloader), so no remedy can be judged."
-        )
-
-
-def treatment(cli: DoctorCLI) -> Treatment:
+def treatment(cli: DoctorCLI) -> tuple[Treatment, str]:
     """Try remedies, and write ``treatment.yaml`` and ``treated.ckpt`` if some help.
+
+    Returns:
+        What was tried, and why there is no ``treatment.yaml`` for what helped, if so.
 
     Raises:
         Failure: if there are no held-out data, or the fits fail.
@@ -54,25 +43,22 @@ def treatment(cli: DoctorCLI) -> Treatment:
     except ValueError as error:
         if str(error).startswith("data: "):
             raise Failure(f"--treat: {error}") from error
-        raise Failure(told("The treatment failed", error)) from error
+        raise failed("The treatment failed", error) from error
     except SystemExit as error:  # so Lightning leaves when Ctrl-C has ended a fit
         raise Failure("Interrupted in the treatment; the diagnosis stands.") from error
     except Exception as error:
-        raise Failure(told("The treatment failed", error)) from error
+        raise failed("The treatment failed", error) from error
+    why = ""
     if treated.improved:
-        _write(cli, treated)
-    return treated
-
-
-def _write(cli: DoctorCLI, treated: Treatment) -> None:
-    cli.folder.mkdir(parents=True, exist_ok=True)
-    try:
-        config = with_remedies(cli.configuration(), treated.remedies)
-    except ValueError as error:  # a model with parts that no configuration can say
-        config = {"not written": str(error)}
-    text = yaml.safe_dump(config, sort_keys=False)
-    (cli.folder / "treatment.yaml").write_text(text, encoding="utf-8")
-    save(treated.model, cli.folder / "treated.ckpt")
+        cli.folder.mkdir(parents=True, exist_ok=True)
+        save(treated.model, cli.folder / "treated.ckpt")
+        try:
+            config = with_remedies(cli.configuration(), treated.remedies)
+            text = yaml.safe_dump(config, sort_keys=False)
+            (cli.folder / "treatment.yaml").write_text(text, encoding="utf-8")
+        except ValueError as error:  # a model with parts that no configuration can say
+            why = str(error)
+    return treated, why
 
 
 def with_remedies(config: dict[str, Any], remedies: list[Remedy]) -> dict[str, Any]:
