@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import copy
-import logging
 import math
-import tempfile
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -16,12 +11,11 @@ import lightning as L
 import yaml
 from lightning.pytorch.utilities import rank_zero_info
 
-from lightning_ae.diagnostics.attach import DiagnosticsReport
 from lightning_ae.diagnostics.causes import Finding
-from lightning_ae.diagnostics.held_out import HeldOut, held_out
 from lightning_ae.diagnostics.monitors.latent_sparsity import Latent
 from lightning_ae.diagnostics.remedies.base import ByHand, Remedy, code, merge
 from lightning_ae.diagnostics.report import Report
+from lightning_ae.diagnostics.trial import Fit, Fits, undisturbed_draws
 
 
 class Trial(NamedTuple):
@@ -101,13 +95,6 @@ class Treatment:
         return "\n".join([*lines, *(["", "Still found:"] if left else []), *map(str, left)])
 
 
-class _Fit(NamedTuple):
-    model: L.LightningModule
-    report: Report
-    left: HeldOut
-    options: dict[str, Any]
-
-
 def treat(
     make_model: Callable[[], L.LightningModule],
     data: Any,
@@ -142,7 +129,8 @@ def treat(
 
     Raises:
         TypeError: if ``make_model`` is a model and not what makes one, or gives something else.
-        ValueError: if a number is not positive, or there are no held-out data.
+        ValueError: if a number is not positive, there are no held-out data, or nothing that the model compares with a
+            target is heard on them.
 
     Source: Zhang et al. 2021, AUTOTRAINER: An Automatic DNN Training Problem Detection and Repair System (ICSE).
 
@@ -154,9 +142,13 @@ def treat(
     """
     _check(make_model, trials, steps)
     options = {"accelerator": "cpu", "devices": 1, **(trainer_options or {})}
-    given = {"max_steps": steps, **options}
-    best = _fit(make_model, data, [], given, seed, latent)
-    assert best is not None
+    with undisturbed_draws(data):
+        return _treat(Fits(make_model, data, {"max_steps": steps, **options}, seed, latent), trials)
+
+
+def _treat(fits: Fits, trials: int) -> Treatment:
+    best = fits.fit([])
+    assert isinstance(best, Fit)
     first, kept, tried, done = best.left.value, list[Remedy](), set[str](), 0
     told = [Trial(None, None, "as it is", first, False, _count(best.report))]
     while done < trials:
@@ -168,7 +160,7 @@ def treat(
         if isinstance(remedy, ByHand):
             told.append(Trial(remedy, finding, remedy.describe(), math.nan, False, 0))
             continue
-        fit = _fit(make_model, data, [*base, remedy], given, seed, latent)
+        fit = fits.fit([*base, remedy])
         if isinstance(fit, str):
             told.append(Trial(remedy, finding, f"{remedy.describe()} Not applied: {fit}.", math.nan, False, 0))
             continue
@@ -211,94 +203,3 @@ def _next(report: Report, tried: set[str], kept: list[Remedy]) -> tuple[Finding 
             if repr(remedy) not in tried:
                 return None, remedy, [*kept[:number], *kept[number + 1 :]]
     return None
-
-
-def _fit(
-    make_model: Callable[[], L.LightningModule],
-    data: Any,
-    remedies: list[Remedy],
-    given: dict[str, Any],
-    seed: int,
-    latent: Latent | None,
-) -> Any:
-    """A fit with remedies; in words, why the last of them could not be applied."""
-    L.seed_everything(seed, verbose=False)
-    model = make_model()
-    if not isinstance(model, L.LightningModule):
-        raise TypeError(f"make_model: expected it to give a LightningModule, got a {type(model).__name__}.")
-    options, fed = dict(given), _fed(data)
-    if "callbacks" in given:  # what one fit has counted is nothing to the next
-        options["callbacks"] = copy.deepcopy(given["callbacks"])
-    for remedy in remedies:
-        change = remedy.apply(model, options, fed)
-    if remedies and not change:
-        return change.what
-    steps = options["max_steps"]
-    report = DiagnosticsReport(latent, every_n_steps=max(1, steps // 50), quiet=True)
-    extra = options.pop("callbacks", None) or []
-    with _quiet(), tempfile.TemporaryDirectory() as folder:
-        trainer = L.Trainer(
-            **{
-                "max_epochs": -1,
-                "logger": False,
-                "enable_checkpointing": False,
-                "enable_progress_bar": False,
-                "enable_model_summary": False,
-                "num_sanity_val_steps": 0,
-                "default_root_dir": folder,
-                **_validations(fed, steps),
-                **options,
-                "callbacks": [report, *(extra if isinstance(extra, (list, tuple)) else [extra])],
-            }
-        )
-        try:
-            trainer.fit(model, **fed)
-        except (ValueError, RuntimeError, ArithmeticError) as error:
-            # a model that breaks off while training is as bad as can be, and its report says why; others are the user's
-            if report.report is None:
-                raise
-            rank_zero_info(f"treat: the fit broke off: {type(error).__name__}: {error}")
-        loader = _held_out_loader(trainer, fed)
-    assert report.report is not None
-    options["callbacks"] = extra
-    left = held_out(model, loader, report.comparison)
-    return _Fit(model, report.report, left, options)
-
-
-def _fed(data: Any) -> dict[str, Any]:
-    """Arguments of ``Trainer.fit`` after the model."""
-    if isinstance(data, L.LightningDataModule):
-        return {"datamodule": copy.copy(data)}  # a remedy may change its batch size
-    if isinstance(data, (tuple, list)) and len(data) == 2:
-        return {"train_dataloaders": data[0], "val_dataloaders": data[1]}
-    raise ValueError("data: expected a data module, or (training loader, validation loader); held-out data are needed.")
-
-
-def _validations(fed: dict[str, Any], steps: int) -> dict[str, Any]:
-    """Eight validations in a run, whatever an epoch is."""
-    return {"val_check_interval": max(1, steps // 8), "check_val_every_n_epoch": None}
-
-
-def _held_out_loader(trainer: L.Trainer, fed: dict[str, Any]) -> Any:
-    found = fed.get("val_dataloaders")
-    if found is None:
-        found = fed["datamodule"].val_dataloader()
-    if isinstance(found, (list, tuple)):
-        found = found[0] if found else None
-    if found is None:
-        raise ValueError("data: no held-out data, so no remedy can be judged: give a validation loader.")
-    return found
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Lightning from announcing each fit."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
