@@ -104,11 +104,11 @@ def _log_variance_explodes(e: Evidence, finding: Finding) -> Iterator[Remedy]:
 @remedies_of("dead_units")
 def _dead_units(e: Evidence, finding: Finding) -> Iterator[Remedy]:
     layer = before(e, finding.site)
-    first = e.whole_dead.first_results().get((finding.site, "live"))
-    at_first = first is None or not bool(first.any())
-    if finding.value == 1.0 or (finding.change is not None and at_first):
+    first = e.whole_dead.first_results().get((finding.site, "fired"))
+    dead_at_first = 1.0 if first is None else 1.0 - float((first > 0).float().mean())
+    if finding.value == 1.0 or (finding.change is not None and dead_at_first == 1.0):
         yield anew(e, "he")
-    if finding.change is not None:
+    if finding.change is not None or dead_at_first < 0.5 * finding.value:  # they died while training
         yield ScaleLearningRate(lower_rate(e))
     yield SwapActivation("leaky_relu") if e.ours else SwapActivation("leaky_relu", (finding.site,))
     if layer is not None:
