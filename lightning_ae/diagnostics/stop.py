@@ -21,11 +21,11 @@ LEARNT = 0.9
 #: From one look to the next the steps grow by this share; where something was learnt, by the second.
 _GROWTH, _GROWTH_LEARNT = 0.15, 0.25
 #: Share of the planned steps for which a cause has to stand, by what would heal it, and steps at least.
-_STANDS = {"never": 0.0, "rate": 0.04, "weights": 0.04, "steps": 0.25}
-_STANDS_AT_LEAST = {"never": 0, "rate": 32, "weights": 32, "steps": 100}
+_STANDS = {"never": 0.1, "rate": 0.04, "weights": 0.04, "steps": 0.25}
+_STANDS_AT_LEAST = {"never": 64, "rate": 32, "weights": 32, "steps": 100}
 _SERIOUS = {"error": 0, "warning": 1, "info": 2}
-#: Errors that leave nothing to learn even where it is not known what was learnt.
-_WHATEVER_IS_LEARNT = {"constant_softmax", "broadcast_pair", "constant_data", "no_gradient"}
+#: Errors with which nothing at all can be learnt; with others that do not go away some runs learn something.
+_CERTAIN = {"constant_softmax", "broadcast_pair", "constant_data", "no_gradient"}
 _NOT_FINITE = {"nonfinite_data", "nonfinite_loss", "learning_rate_high"}
 #: What says no more than that little was learnt.
 _NO_CAUSE = {"too_short", "constant_output", "constant_latents", "overfitting"}
@@ -53,12 +53,13 @@ class StopHopeless(Monitored):
 
     * nothing was learnt (more than 90 % of what a constant leaves is left, or no loss was finite since), nor does the
       error fall so fast that something would be by the planned end of the fit;
-    * there is a finding at least as severe as ``severity`` whose cause does not go away by going on: what is
-      ``heals="never"`` in :data:`lightning_ae.diagnostics.causes.CAUSES`, as data or a loss that are not finite, pairs
-      that are broadcast, parameters that no optimizer holds; what another learning ``"rate"`` would heal, where no
-      schedule turns it; what other ``"weights"`` of the terms would, in a model of ours where they are constant. The
-      latter two have to stand for 4 % of the planned steps. What more ``"steps"`` may heal, as vanishing gradients or
-      data of a wild scale, is given a quarter of the planned steps, and all the time if no end is planned.
+    * there is a finding at least as severe as ``severity`` that does not go away by going on, by ``heals`` in
+      :data:`lightning_ae.diagnostics.causes.CAUSES`. What makes learning impossible (a loss that is not finite any
+      more, no gradient, data that do not vary, predictions that are broadcast, a softmax over one unit) ends the fit at
+      once. Other causes have to stand for a share of the planned steps: those that ``"never"`` heal, with which some
+      runs yet learn, 10 %; what another learning ``"rate"`` would heal, where no schedule turns it, or other
+      ``"weights"`` of the terms, in a model of ours where they are constant, 4 %; what more ``"steps"`` may heal, as
+      vanishing gradients or data of a wild scale, a quarter, and all the time if no end is planned.
 
     That a run is short, that the output is constant, or a part frozen, ends nothing.
 
@@ -84,7 +85,7 @@ class StopHopeless(Monitored):
         ValueError: if a number is not positive, or the severity has another name.
         ImportError: if a trial is given and optuna is not installed.
 
-    Source: Jiang et al. 2024, BTTackler, https://arxiv.org/abs/2402.13808, for ending trials by diagnosis.
+    Source: Pei et al. 2024, BTTackler, https://arxiv.org/abs/2602.23630, for ending trials by diagnosis.
 
     Example:
         >>> import torch
@@ -193,9 +194,15 @@ class StopHopeless(Monitored):
             f for f in findings if _SERIOUS[f.severity] <= _SERIOUS[self.severity] and self._lasts(f, e, trainer)
         ]
         self._standing = {f.cause: [*self._standing.get(f.cause, []), (step, _level(e.relative))] for f in lasting}
+        if step > 0.9 * _planned(trainer):
+            lasting = []  # there is nothing left to save
         for finding in lasting:
             looks = self._standing[finding.cause]
-            if len(looks) >= self.patience and _stood(finding, looks, trainer) and not _falls(looks, trainer):
+            if (
+                len(looks) >= self.patience
+                and _stood(finding, looks, trainer)
+                and not _falls(looks, self.patience, trainer)
+            ):
                 left = "" if e.relative != e.relative else f", {e.relative:.0%} of what a constant leaves is left"
                 reason = (
                     f"The fit was ended at step {step}: it cannot succeed. For {len(looks)} looks, since step "
@@ -210,7 +217,7 @@ class StopHopeless(Monitored):
         finite = all(math.isfinite(loss) for loss in losses[-2:])
         if finding.cause == "nonfinite_data" or (finding.cause in _NOT_FINITE and not all(map(math.isfinite, losses))):
             return not any(math.isfinite(loss) for loss in losses[-2:])
-        if e.relative != e.relative and finite and finding.cause not in _WHATEVER_IS_LEARNT:
+        if e.relative != e.relative and finite and finding.cause not in _CERTAIN:
             return False
         if finding.cause in _NO_CAUSE or finding.measure in _MAY_HEAL:
             return False
@@ -290,20 +297,25 @@ def _planned(trainer: L.Trainer) -> float:
 
 def _stood(finding: Finding, looks: list[tuple[int, float]], trainer: L.Trainer) -> bool:
     """Whether it has stood for as long as what would heal it may take."""
-    if math.isnan(looks[-1][1]):
-        return True  # weights that are NaN
+    if finding.cause in _CERTAIN or math.isnan(looks[-1][1]):
+        return True
     heals, planned = CAUSES[finding.cause].heals, _planned(trainer)
     if heals != "steps" and not math.isfinite(planned):
         planned = 3000.0
     return looks[-1][0] - looks[0][0] >= max(_STANDS_AT_LEAST[heals], _STANDS[heals] * planned)
 
 
-def _falls(looks: list[tuple[int, float]], trainer: L.Trainer) -> bool:
-    """Whether the error falls, and as fast as in the looks that it stood will be that of a run that learns."""
-    (first, before), (last, now) = looks[0], looks[-1]
-    if now != now or before != before:
+def _falls(looks: list[tuple[int, float]], patience: int, trainer: L.Trainer) -> bool:
+    """Whether the error falls so fast that it will be that of a run that learns by the planned end.
+
+    As fast as in the last two fifths of the steps, or in the looks for which one has patience.
+    """
+    last, now = looks[-1]
+    recent = [look for look in looks if look[0] >= 0.6 * last]
+    first, before = min(recent[0], looks[-min(len(looks), patience)])
+    if math.isnan(now) or math.isnan(before):
         return False
     left = _planned(trainer) - last
     left = left if math.isfinite(left) else 10.0 * (last - first)
-    fall = before - now - 0.005
+    fall = before - now - 0.005  # less than that is chance
     return fall > 0 and now - fall * left / max(1, last - first) < LEARNT
