@@ -20,9 +20,11 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from lightning_ae.diagnostics.attach import DiagnosticsReport
+from lightning_ae.diagnostics.causes import Finding
+from lightning_ae.diagnostics.causes.explain import LAST
 from lightning_ae.diagnostics.held_out import HeldOut, held_out
 from lightning_ae.diagnostics.monitors.latent_sparsity import Latent
-from lightning_ae.diagnostics.remedies.base import Remedy
+from lightning_ae.diagnostics.remedies import ClipGradients, Remedy, ScaleLearningRate, Together
 from lightning_ae.diagnostics.report import Report
 
 #: Validations in a fit.
@@ -119,6 +121,7 @@ class Fits:
                         return f"the fit broke off ({type(error).__name__}: {error})"
                     raise
                 broken = error
+                report.report.findings = _of_broken(report.report.findings, trainer.global_step, error)
                 rank_zero_info(f"treat: the fit broke off: {type(error).__name__}: {error}")
             loader = _held_out_loader(fed)
         assert report.report is not None
@@ -150,6 +153,21 @@ class Fits:
         raise ValueError(
             "data: expected a data module, or (training loader, validation loader); held-out data are needed."
         )
+
+
+def _of_broken(findings: list[Finding], steps: int, error: Exception) -> list[Finding]:
+    """What was found in a fit that broke off; it is no wonder that it was short."""
+    found = [finding for finding in findings if finding.cause not in LAST]
+    if any(finding.severity == "error" for finding in found):
+        return found
+    rates = ScaleLearningRate(0.1), ScaleLearningRate(0.01)
+    what = f"The fit broke off after {steps} steps ({type(error).__name__}: {error})."
+    advice = "If it was for numbers that grew too large: lower the learning rate, and clip gradients."
+    remedies = *rates, Together((rates[1], ClipGradients()))
+    large = Finding(
+        "error", "loss", "broken", float(steps), steps, what, advice, "learning_rate_high", ("learning_rate", -1)
+    )
+    return [large._replace(remedies=remedies), *found]
 
 
 class _ValidateEpochs(L.Callback):
