@@ -14,15 +14,12 @@ from typing import Any
 import lightning as L
 
 from lightning_ae.cli.examining import examine
-from lightning_ae.cli.failing import Failure, say
+from lightning_ae.cli.failing import INTERRUPTED, Failure, say
 from lightning_ae.cli.making import DoctorCLI, find_class, with_hyperparameters
 from lightning_ae.cli.treating import treatment
 from lightning_ae.diagnostics import Report, Treatment
 from lightning_ae.diagnostics.report import print_report
 from lightning_ae.diagnostics.report.saved import to_dict
-
-#: As a shell's, of what Ctrl-C has ended.
-INTERRUPTED = 130
 
 
 def doctor(args: Sequence[str]) -> int:
@@ -65,7 +62,7 @@ def doctor(args: Sequence[str]) -> int:
             return _doctor(args)
     except Failure as failure:
         say(failure)
-        return 2
+        return failure.code
 
 
 def _doctor(args: Sequence[str]) -> int:

@@ -28,12 +28,22 @@ _INNER = (
 _BETWEEN = (str(Path(torch.nn.modules.module.__file__)), str(Path(__file__).parents[1] / "diagnostics"))
 
 
-class Failure(Exception):
-    """Why there is no diagnosis, in words for the terminal, and the lines of code that led there, where they matter."""
+#: As a shell's, of what Ctrl-C has ended.
+INTERRUPTED = 130
 
-    def __init__(self, said: str, frames: str = "") -> None:
+
+class Failure(Exception):
+    """Why there is no diagnosis, in words for the terminal, and the lines of code that led there, where they matter.
+
+    Args:
+        said: the words.
+        frames: the lines of code.
+        code: with which the process ends.
+    """
+
+    def __init__(self, said: str, frames: str = "", code: int = 2) -> None:
         super().__init__(said)
-        self.frames = frames
+        self.frames, self.code = frames, code
 
 
 def failed(what: str, error: BaseException) -> Failure:

@@ -8,7 +8,7 @@ from typing import Any
 import lightning as L
 import yaml
 
-from lightning_ae.cli.failing import Failure, failed
+from lightning_ae.cli.failing import INTERRUPTED, Failure, failed
 from lightning_ae.cli.making import DoctorCLI
 from lightning_ae.diagnostics import Treatment, treat
 from lightning_ae.diagnostics.remedies import Remedy, Together, TrainLonger
@@ -44,8 +44,8 @@ def treatment(cli: DoctorCLI) -> tuple[Treatment, str]:
         if str(error).startswith("data: "):
             raise Failure(f"--treat: {error}") from error
         raise failed("The treatment failed", error) from error
-    except SystemExit as error:  # so Lightning leaves when Ctrl-C has ended a fit
-        raise Failure("Interrupted in the treatment; the diagnosis stands.") from error
+    except (SystemExit, KeyboardInterrupt) as error:  # by the former Lightning leaves when Ctrl-C has ended a fit
+        raise Failure("Interrupted in the treatment; the diagnosis stands.", code=INTERRUPTED) from error
     except Exception as error:
         raise failed("The treatment failed", error) from error
     why = ""

@@ -79,6 +79,8 @@ def learning_rate_high(e: Evidence) -> Iterator[Look]:
             cut,
         )
         return
+    if e.training is None:
+        return  # losses of batches, between which no step was made
     if len(finite) > 2:
         first, worst = finite[0], max(finite)
         at = steps[losses.index(worst)]

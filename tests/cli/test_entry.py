@@ -120,6 +120,23 @@ def test_a_checkpoint_cannot_make_it_import_code(tmp_path, monkeypatch):
     assert not Path("ran").exists()
 
 
+@pytest.mark.parametrize(
+    "text", ["evil.Net", "{class_path: evil.Net}", '{"\\x63lass_path": evil.Net}'], ids=["path", "yaml", "escaped"]
+)
+def test_a_text_in_a_checkpoint_cannot_make_it_import_code(tmp_path, monkeypatch, text):
+    """Where a class may stand, a parser takes a text for the path of one."""
+    (tmp_path / "evil.py").write_text("open('ran', 'w').close()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    run("fit", "--model=LinearAutoencoder", "--model.latent_dim=2", "--data=DigitsDataModule", "--trainer.max_epochs=1")
+    path = checkpoint()
+    state = torch.load(path)
+    state["hyper_parameters"]["init_args"]["loss"] = text
+    torch.save(state, path)
+    with pytest.raises(ValueError, match="would be taken for the name of a class"):
+        run("predict", "--ckpt_path", path, "--data", "DigitsDataModule")
+    assert not Path("ran").exists()
+
+
 def test_a_flat_prior_and_a_tied_model_in_a_checkpoint(make_trainer):
     encoder = ae.LinearEncoder((1, 8, 8), 2)
     flat = ae.LinearAutoencoder((1, 8, 8), 2, penalties={"p": ae.WeightPrior(prior_variance=float("inf"))})
@@ -146,6 +163,43 @@ def test_what_is_installed_ends_without_an_exit_code(monkeypatch):
     assert script.load()() is None  # anything else is printed, and the process fails
 
 
+def test_what_is_installed_finds_classes_in_the_current_folder(monkeypatch):
+    Path("of_mine.py").write_text("import lightning_ae as ae\nclass Mine(ae.LinearAutoencoder): pass\n")
+    (script,) = importlib.metadata.entry_points(group="console_scripts", name="lightning-ae")
+    fit = ["fit", "--model=of_mine.Mine", "--model.latent_dim=2", "--data=DigitsDataModule"]
+    monkeypatch.setattr(sys, "argv", ["lightning-ae", *fit, "--trainer.fast_dev_run=1", *QUIET])
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    assert script.load()() is None
+    assert "of_mine" in sys.modules
+
+
+def test_a_model_that_is_not_ours_is_fitted_and_predicts():
+    Path("of_somebody.py").write_text(
+        "import lightning as L, torch\n"
+        "class Theirs(L.LightningModule):\n"
+        "    def __init__(self, width: int = 4):\n"
+        "        super().__init__()\n"
+        "        self.net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, width))\n"
+        "    def training_step(self, batch, batch_idx):\n"
+        "        return self.net(batch[0]).square().mean()\n"
+        "    validation_step = training_step\n"
+        "    def predict_step(self, batch, batch_idx):\n"
+        "        return self.net(batch[0])\n"
+        "    def configure_optimizers(self):\n"
+        "        return torch.optim.SGD(self.parameters(), 0.1)\n"
+    )
+    sys.path.insert(0, "")
+    model = ["--model=of_somebody.Theirs", "--model.width=3", "--data=DigitsDataModule"]
+    try:
+        fitted = run("fit", *model, "--trainer.fast_dev_run=1")
+        run("predict", *model, "--trainer.fast_dev_run=1")
+    finally:
+        sys.path.remove("")
+    assert fitted.model.net[1].out_features == 3
+    assert not Path("predictions").exists()
+
+
 def test_it_runs_as_a_module():
     done = subprocess.run([sys.executable, "-m", "lightning_ae", "--help"], capture_output=True, text=True, check=True)
     assert "{fit,validate,test,predict}" in done.stdout
+    assert "lightning-ae doctor" in done.stdout
