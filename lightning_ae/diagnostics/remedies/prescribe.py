@@ -53,7 +53,8 @@ def prescribe(e: Evidence, finding: Finding) -> tuple[Remedy, ...]:
         At least one; a :class:`ByHand` where nothing can be done from outside.
     """
     try:
-        found = list(PRESCRIPTIONS[finding.cause](e, finding)) if finding.cause in PRESCRIPTIONS else []
+        rule = PRESCRIPTIONS.get(finding.cause)
+        found = [] if rule is None else list(dict.fromkeys(rule(e, finding)))
     except Exception as error:  # a report without a remedy is worth more than none
         found = [ByHand(f"none could be made ({type(error).__name__}: {error})")]
     why = BY_HAND.get(finding.cause, "what it would change is not a module, an optimizer or a setting")
