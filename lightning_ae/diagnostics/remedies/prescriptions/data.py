@@ -19,6 +19,7 @@ from lightning_ae.diagnostics.remedies.layers import (
     SetDropout,
 )
 from lightning_ae.diagnostics.remedies.prescriptions.base import remedies_of
+from lightning_ae.diagnostics.remedies.prescriptions.steps import adam, plain
 from lightning_ae.diagnostics.remedies.scaling import ScaleOutput, StandardizeInput
 from lightning_ae.diagnostics.remedies.terms import ExchangeLoss
 
@@ -40,7 +41,15 @@ def _rescaled(e: Evidence) -> Iterator[Remedy]:
     if math.isfinite(e.output.range[1]) or math.isfinite(e.output.range[0]):
         free = [ExchangeLoss("SquaredError")] if e.ours else [SwapActivation("identity", output_activations(e))]
     found = entry(e)
-    yield Together((*free, ScaleOutput(layer, mean, std), *([StandardizeInput(*found)] if found else [])))
+    yield Together((*free, *_scaled(e, layer, mean, std), *([StandardizeInput(*found)] if found else [])))
+
+
+def _scaled(e: Evidence, layer: str, mean: float, std: float) -> list[Remedy]:
+    """Mean and spread of the targets for a layer's output.
+
+    Gradients grow with the square of the spread, which Adam does not feel and plain gradient descent does.
+    """
+    return [ScaleOutput(layer, mean, std), *([adam(e)] if plain(e) and not 0.3 < std < 3 else [])]
 
 
 @remedies_of("narrow_range")
@@ -61,7 +70,7 @@ def _target_out_of_reach(e: Evidence, finding: Finding) -> Iterator[Remedy]:
     mean, std = e.out.get("x_mean", 0.0), e.out.get("x_std", 0.0)
     if layer is not None and std > 3 and math.isfinite(std):
         yield from _rescaled(e)
-        yield Together((free, ScaleOutput(layer, mean, std)))
+        yield Together((free, *_scaled(e, layer, mean, std)))
     yield free
     if layer is not None:  # what was off may have begun far away
         yield Together((free, Reinitialize("default", (layer,))))
@@ -71,14 +80,24 @@ def _target_out_of_reach(e: Evidence, finding: Finding) -> Iterator[Remedy]:
 def _target_scale(e: Evidence, finding: Finding) -> Iterator[Remedy]:
     mean, std, layer = e.out.get("x_mean", 0.0), e.out.get("x_std", 0.0), last_layer(e)
     if layer is not None and math.isfinite(std) and std > 0:
-        yield ScaleOutput(layer, mean, std)
+        some = _scaled(e, layer, mean, std)
+        yield some[0] if len(some) == 1 else Together(tuple(some))
 
 
 @remedies_of("constant_softmax")
 def _constant_softmax(e: Evidence, finding: Finding) -> Iterator[Remedy]:
     sites = sites_of(e, "softmax") or sites_of(e, "log_softmax")
-    if sites:
+    if not sites:
+        return
+    if e.out.get("binary", 0.0) > 0.999 or e.pair is None:
         yield SwapActivation("sigmoid", sites[-1:])
+        return
+    mean, std, layer = e.out.get("x_mean", 0.0), e.out.get("x_std", 0.0), last_layer(e)
+    free = SwapActivation("identity", sites[-1:])
+    if layer is not None and math.isfinite(std) and std > 0:
+        found = entry(e)
+        yield Together((free, *_scaled(e, layer, mean, std), *([StandardizeInput(*found)] if found else [])))
+    yield free
 
 
 @remedies_of("double_activation")
@@ -108,6 +127,13 @@ def _class_activation(e: Evidence, finding: Finding) -> Iterator[Remedy]:
     if sites and not e.ours:
         yield SwapActivation("softmax", sites)
         yield SwapActivation("identity", sites)
+
+
+@remedies_of("label_loss")
+def _label_loss(e: Evidence, finding: Finding) -> Iterator[Remedy]:
+    """The loss is called in training_step; steps that do not shrink with its gradient are the next best."""
+    if plain(e):
+        yield adam(e)
 
 
 @remedies_of("squared_error_sigmoid")

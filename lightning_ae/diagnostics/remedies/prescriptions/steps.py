@@ -27,20 +27,21 @@ def lower_rate(e: Evidence) -> float:
     return float(10.0 ** -min(4, max(1, round(math.log10(worst)))))
 
 
-def _adam(e: Evidence) -> Remedy:
+def adam(e: Evidence) -> Remedy:
     """Adam with its usual rate, or three times that if there are few steps to make."""
     return UseAdam(3e-3 if e.steps < 500 else 1e-3)
 
 
-def _plain(e: Evidence) -> bool:
+def plain(e: Evidence) -> bool:
+    """Whether an optimizer takes gradients as large as they are."""
     return e.training is not None and any(held.kind == "SGD" for held in e.training.settings)
 
 
 @remedies_of("learning_rate_high", "oscillation")
 def _learning_rate_high(e: Evidence, finding: Finding) -> Iterator[Remedy]:
     factor = lower_rate(e)
-    if _plain(e):
-        yield _adam(e)
+    if plain(e):
+        yield adam(e)
     yield ScaleLearningRate(factor)
     yield ScaleLearningRate(factor / 10 if factor > 1e-4 else 0.1)
     yield Together((ScaleLearningRate(factor), ClipGradients()))
@@ -48,8 +49,8 @@ def _learning_rate_high(e: Evidence, finding: Finding) -> Iterator[Remedy]:
 
 @remedies_of("learning_rate_low")
 def _learning_rate_low(e: Evidence, finding: Finding) -> Iterator[Remedy]:
-    if _plain(e):
-        yield _adam(e)
+    if plain(e):
+        yield adam(e)
     # steps that in the whole run can change the weights about as much as they are large
     wanted = min(1e-2, max(_UPDATE, 1 / max(1, e.steps)))
     factor = wanted / e.update if e.update > 0 else 10.0
@@ -59,8 +60,8 @@ def _learning_rate_low(e: Evidence, finding: Finding) -> Iterator[Remedy]:
 
 @remedies_of("too_short")
 def _too_short(e: Evidence, finding: Finding) -> Iterator[Remedy]:
-    if _plain(e) and e.steps >= 50:
-        yield _adam(e)
+    if plain(e) and e.steps >= 50:
+        yield adam(e)
     if e.steps >= 50 and e.update < _UPDATE:  # larger steps cost less than more of them
         yield ScaleLearningRate(3.0)
     yield TrainLonger(max(4, math.ceil(_FEW / max(1, e.steps))))
