@@ -20,6 +20,7 @@ from lightning_ae.cli.treating import treatment
 from lightning_ae.diagnostics import Report, Treatment
 from lightning_ae.diagnostics.report import print_report
 from lightning_ae.diagnostics.report.saved import to_dict
+from lightning_ae.models import Autoencoder
 
 
 def doctor(args: Sequence[str]) -> int:
@@ -138,6 +139,8 @@ def _print(treated: Treatment, folder: Path, no_yaml: str) -> None:
         print(f"The whole configuration with these changes: {folder / 'treatment.yaml'}; to run it:")
         print(f"  lightning-ae fit -c {folder / 'treatment.yaml'}")
     print(f"The treated model: {folder / 'treated.ckpt'}, its diagnosis: {folder / 'treated' / 'diagnostics.html'}.")
+    if not isinstance(treated.model, Autoencoder):
+        print("Its weights are those of a model with the remedies that change it: make them before you load it.")
 
 
 def _tree(report: Report, treated: Treatment | None, folder: Path, code: int) -> dict[str, Any]:

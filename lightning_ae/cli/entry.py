@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -47,7 +48,8 @@ def main(args: Sequence[str] | dict[str, Any] | None = None) -> AutoencoderCLI |
 
 def command() -> int | None:
     """What is installed: :func:`main`, with classes in the current folder as for ``python -m``, and an exit code."""
-    if "" not in sys.path:
-        sys.path.insert(0, "")
+    here = os.getcwd()  # and not "", as parsers go into the folder of a configuration
+    if here not in sys.path:
+        sys.path.insert(0, here)
     done = main()
     return done if isinstance(done, int) else None

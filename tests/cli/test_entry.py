@@ -166,9 +166,11 @@ def test_what_is_installed_ends_without_an_exit_code(monkeypatch):
 def test_what_is_installed_finds_classes_in_the_current_folder(monkeypatch):
     Path("of_mine.py").write_text("import lightning_ae as ae\nclass Mine(ae.LinearAutoencoder): pass\n")
     (script,) = importlib.metadata.entry_points(group="console_scripts", name="lightning-ae")
-    fit = ["fit", "--model=of_mine.Mine", "--model.latent_dim=2", "--data=DigitsDataModule"]
+    Path("inner").mkdir()  # a parser goes there to read the file
+    Path("inner/run.yaml").write_text("model: {class_path: of_mine.Mine, init_args: {latent_dim: 2}}")
+    fit = ["fit", "-c", "inner/run.yaml", "--data=DigitsDataModule"]
     monkeypatch.setattr(sys, "argv", ["lightning-ae", *fit, "--trainer.fast_dev_run=1", *QUIET])
-    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])  # as that of an installed script
     assert script.load()() is None
     assert "of_mine" in sys.modules
 
@@ -188,13 +190,13 @@ def test_a_model_that_is_not_ours_is_fitted_and_predicts():
         "    def configure_optimizers(self):\n"
         "        return torch.optim.SGD(self.parameters(), 0.1)\n"
     )
-    sys.path.insert(0, "")
+    sys.path.insert(0, str(Path.cwd()))
     model = ["--model=of_somebody.Theirs", "--model.width=3", "--data=DigitsDataModule"]
     try:
         fitted = run("fit", *model, "--trainer.fast_dev_run=1")
         run("predict", *model, "--trainer.fast_dev_run=1")
     finally:
-        sys.path.remove("")
+        sys.path.remove(str(Path.cwd()))
     assert fitted.model.net[1].out_features == 3
     assert not Path("predictions").exists()
 
