@@ -27,6 +27,7 @@ import json
 import logging
 import math
 import multiprocessing
+import re
 import statistics
 import sys
 import time
@@ -256,10 +257,16 @@ def print_tables(found: dict[str, Any]) -> None:
         print("".join(f"{kind:44}{why} ({n})\n" for why, n in row["why not"].items()), end="")
     print("\nkept")
     for kind, row in found["kinds"].items():
-        print("".join(f"{kind:44}{name} ({n})\n" for name, n in row["kept"].items()), end="")
+        print("".join(f"{kind:44}{names_in(what)} ({n})\n" for what, n in row["kept"].items()), end="")
     print(f"\n{'':44}{head}")
     for name in ("reachable", "reachable, needed", "reachable, needed, no more steps", "out of reach", "healthy"):
         print(f"{name:44}{line(found[name])}")
+
+
+def names_in(what: str) -> str:
+    """The kinds of remedies in one that is written out."""
+    names = [name for name in re.findall(r"([A-Z]\w+)\(", what) if name != "Together"]
+    return what if len(names) == 1 and len(what) < 60 else ", ".join(names)
 
 
 def line(row: dict[str, Any]) -> str:
