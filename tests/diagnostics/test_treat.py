@@ -200,6 +200,19 @@ def test_what_does_not_help_is_not_kept(monkeypatch, regression):
     assert treatment.yaml() == "# Nothing to change."
 
 
+def test_a_rate_that_was_a_guess_is_varied_when_nothing_is_found_any_more(regression):
+    treatment = ae.treat(lambda: Users(mlp(), optimizer=adam(1e-6)), loaders(*regression), steps=STEPS, trials=4)
+    called_for = [t for t in treatment.trials[1:] if t.finding is not None]
+    varied = [t for t in treatment.trials[1:] if t.finding is None]
+    rates = [remedy.factor for remedy in treatment.remedies if isinstance(remedy, ScaleLearningRate)]
+    assert called_for[0].kept
+    assert varied
+    assert len(rates) == 1  # another number takes the place of the first one
+    factor = called_for[0].remedy.factor
+    assert rates[0] in [pytest.approx(factor * 3**power, rel=0.1) for power in range(-3, 4)]
+    assert treatment.after == min(t.error for t in treatment.trials if t.kept)
+
+
 def test_a_healthy_model_is_left_as_it_is(regression):
     treatment = ae.treat(lambda: Users(mlp()), loaders(*regression), steps=200, trials=1)
     assert treatment.before < 0.05
