@@ -92,6 +92,10 @@ class Monitor(L.Callback):
 
     # -- what a monitor does ----------------------------------------------------------------------------------
 
+    def hears(self, event: str) -> bool:
+        """Whether it does anything with an event: the watch does not look for what nobody hears."""
+        return getattr(type(self), event, None) is not getattr(Monitor, event)
+
     def on_activation(self, event: Event) -> None:
         """An activation was applied."""
 

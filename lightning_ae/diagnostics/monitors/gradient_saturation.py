@@ -21,7 +21,7 @@ from lightning_ae.diagnostics.monitors.saturation_summary import (
 from lightning_ae.diagnostics.watch import Event, Site
 from lightning_ae.diagnostics.watch.batch import MaskFunction, first_tensor
 from lightning_ae.diagnostics.watch.comparisons import Comparison
-from lightning_ae.diagnostics.watch.flow import same_numbers
+from lightning_ae.diagnostics.watch.trace import same_numbers
 from lightning_ae.losses.base import full_precision
 from lightning_ae.models import Autoencoder
 
@@ -131,6 +131,10 @@ class GradientSaturationMonitor(Monitor):
         self._forget()
 
     # -- activations ------------------------------------------------------------------------------------------
+
+    def hears(self, event: str) -> bool:
+        """Losses say something of an output that was named alone."""
+        return super().hears(event) and (event != "on_loss" or self.output is not None)
 
     def on_activation(self, event: Event) -> None:
         """Count the elements without a slope."""

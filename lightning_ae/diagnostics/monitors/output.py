@@ -20,7 +20,7 @@ from lightning_ae.diagnostics.watch import Event, Site
 from lightning_ae.diagnostics.watch.batch import first_tensor
 from lightning_ae.diagnostics.watch.comparisons import Comparison
 from lightning_ae.diagnostics.watch.counters import Key
-from lightning_ae.diagnostics.watch.flow import same_numbers
+from lightning_ae.diagnostics.watch.trace import Trace, same_numbers
 from lightning_ae.losses.base import full_precision
 from lightning_ae.models import Autoencoder
 
@@ -83,7 +83,7 @@ class OutputMonitor(StructureMonitor):
     def _forget(self) -> None:
         """What is kept from one hook of a batch to the next."""
         self._heard: list[Comparison] = []
-        self._recent: deque[tuple[Tensor, Site]] = deque(maxlen=4)
+        self._recent: deque[tuple[Trace, Site]] = deque(maxlen=4)
         self._x_hat: Tensor | None = None
         self._joined, self._read = [], None
 
@@ -104,12 +104,12 @@ class OutputMonitor(StructureMonitor):
         """Look whether it comes right after another, and whether it is the output."""
         site, last = event.site, self._recent[-1] if self._recent else None
         name = site.activation.name
-        directly = last is not None and event.z is not None and same_numbers(event.z, last[0])
+        directly = last is not None and event.z is not None and last[0].is_of(event.z)
         if last is not None and directly:
             self.after[site.name] = last[1].name
         if last is not None and directly and name in RANGES and not keeps(name, last[1].activation.name):
             self.twice[site.name] = last[1].name
-        self._recent.append((event.y, site))
+        self._recent.append((Trace(event.y), site))
         if site.name == self.output:
             self._x_hat = event.y
             self._named = RANGES.get(name, self._named)
@@ -164,7 +164,7 @@ class OutputMonitor(StructureMonitor):
         elif self.output is not None and x_hat is not None and x is not None and x.numel() == x_hat.numel():
             named = next((c for c in heard if same_numbers(c.prediction, x_hat)), None)
             path = [made.name for made in named.path] if named is not None else []
-            last = next((site for y, site in reversed(recent) if same_numbers(y, x_hat)), None)
+            last = next((site for y, site in reversed(recent) if y.is_of(x_hat)), None)
             if not path and last is not None:
                 path = [last.activation.name]
             if named is not None and named.loss == "binary_cross_entropy_with_logits":
@@ -185,7 +185,7 @@ class OutputMonitor(StructureMonitor):
             self._relate(trainer, given, heard[0])
         x_hat = heard[0].prediction if x_hat is None and heard else x_hat
         if x_hat is not None:
-            self.site = next((site.name for y, site in reversed(recent) if same_numbers(y, x_hat)), self.site)
+            self.site = next((site.name for y, site in reversed(recent) if y.is_of(x_hat)), self.site)
 
     def _look_before_loss(self, module: Autoencoder, params: Tensor, heard: list[Comparison]) -> None:
         """Note an activation at the end of a decoder whose loss applies a sigmoid within torch's function."""

@@ -175,8 +175,22 @@ class Event:
         return (self.mask.expand(first, *self.mask.shape[1:]).flatten(1) > 0).any(1).sum()
 
 
+#: What a listener may be told of: names of its methods.
+EVENTS = ("on_activation", "on_gradient", "on_module", "on_loss", "on_entry", "on_pattern")
+
+
+def hears(listener: Any, event: str) -> bool:
+    """Whether a listener wants to be told of an event: all do, unless a method ``hears`` of theirs says otherwise."""
+    asked = getattr(type(listener), "hears", None)
+    return True if asked is None else bool(asked(listener, event))
+
+
 class Listener(Protocol):
-    """What hears of a step."""
+    """What hears of a step.
+
+    One that does not need all that it could be told may have a method ``hears(event) -> bool`` beside these: what
+    nobody wants to hear is not looked for.
+    """
 
     def on_activation(self, event: Event) -> None:
         """An activation was applied in a forward pass."""
