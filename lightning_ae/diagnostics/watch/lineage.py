@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lightning_ae.diagnostics.watch.activations import FUNCTIONS
-from lightning_ae.diagnostics.watch.trace import Trace, storage_of
+from lightning_ae.diagnostics.watch.trace import Trace
 
 _LAYERS = (
     functional.linear,
