@@ -27,7 +27,10 @@ class Monitor(L.Callback):
 
     All monitors of a Trainer share one probe. It looks at every ``every_n_steps``-th optimizer step, with all the
     batches that accumulate into it, never at validation or at the sanity check. On these steps compiled code runs
-    eagerly, so that nothing is missed; between them nothing is attached. Sums stay on the device; a log is one
+    eagerly, so that nothing is missed; between them nothing is attached. Of a large activation, of more than 65,536
+    numbers in a batch of 64 or more, every k-th example is counted, 32 of them at least: k grows with the size, and
+    where it begins changes from step to step. Small ones are counted whole, and what is given as the number of samples
+    is what was counted. Sums stay on the device; a log is one
     reduction over the ranks and one copy to the host. Weights are the same with and without monitors (under
     ``torch.compile`` up to the rounding in which eager and compiled code differ).
 
@@ -129,6 +132,11 @@ class Monitor(L.Callback):
         return {}
 
     # -- counting ---------------------------------------------------------------------------------------------
+
+    @property
+    def _number(self) -> int | None:
+        """The step, which decides what part of a large batch is counted; None outside a fit, where all of it is."""
+        return None if self._probe is None else self._probe.watch.number
 
     def wants(self, site: Site) -> bool:
         """Whether a site is among those that count; remembers it."""

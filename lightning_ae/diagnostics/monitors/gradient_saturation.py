@@ -21,6 +21,7 @@ from lightning_ae.diagnostics.monitors.saturation_summary import (
 from lightning_ae.diagnostics.watch import Event, Site
 from lightning_ae.diagnostics.watch.batch import MaskFunction, first_tensor
 from lightning_ae.diagnostics.watch.comparisons import Comparison
+from lightning_ae.diagnostics.watch.part import ALL, MOST_NUMBERS, part_of
 from lightning_ae.diagnostics.watch.trace import same_numbers
 from lightning_ae.losses.base import full_precision
 from lightning_ae.models import Autoencoder
@@ -154,11 +155,13 @@ class GradientSaturationMonitor(Monitor):
         if event.site.activation.name in ("relu", "relu6", "hardtanh"):
             return elements - event.live().sum()
         slope_of = event.site.activation.slope
-        slope = None if slope_of is None else slope_of(event.z, event.y, event.options)
+        z = None if event.z is None else event.of_part(event.z)
+        slope = None if slope_of is None else slope_of(z, event.of_part(event.y), event.options)
         if slope is None:
             return None
         flat = slope.abs() < self.eps
-        return (flat if event.mask is None else flat & event.mask.bool()).sum()
+        mask = event.counted_mask()
+        return (flat if mask is None else flat & mask.bool()).sum()
 
     def on_gradient(self, site: Site, grad_z: Tensor, grad_y: Tensor) -> None:
         """Add the squared norms on both sides."""
@@ -166,7 +169,9 @@ class GradientSaturationMonitor(Monitor):
             self._output_grads.append((grad_z, self._unscale()))
         if not self.wants(site):
             return
-        norms, unscale = norms_of((grad_z, grad_y)), self._unscale()
+        part = site.part(grad_y.shape, self._number)
+        both = (grad_z, grad_y) if part is ALL else (grad_z[part].contiguous(), grad_y[part].contiguous())
+        norms, unscale = norms_of(both), self._unscale()
         self._norms.append((site.name, norms.double() * unscale if isinstance(unscale, Tensor) else norms))
 
     def _add_gradients(self) -> None:
@@ -212,7 +217,7 @@ class GradientSaturationMonitor(Monitor):
     def on_batch(self, trainer: L.Trainer | None, module: nn.Module, outputs: Any, batch: Any) -> None:
         """Compare the gradient at the output with the error there; measure the update of the step."""
         pairs, from_activation, logits = list(self._pairs), self._is_activation, self._logits
-        if not isinstance(module, Autoencoder):  # whose loss knows
+        if not isinstance(module, Autoencoder) and logits:  # whose loss knows
             pairs = [(v.sigmoid() if any(same_numbers(v, a) for a in logits) else v, g, scale) for v, g, scale in pairs]
         if from_activation:
             self._output_seen = True
@@ -244,18 +249,20 @@ class GradientSaturationMonitor(Monitor):
         reduction = "batch" if isinstance(module, Autoencoder) else self.reduction
         x = module.get_input(batch) if isinstance(module, Autoencoder) else first_tensor(batch)
         for value, grad, unscale in pairs:
-            prediction = value
-            if isinstance(module, Autoencoder) and not from_activation and x is not None:
-                prediction = module.loss.prediction(value, x)
-                if grad.shape != x.shape:
-                    continue  # several parameters for each number of x
-            elif x is None or x.numel() != value.numel() or len(x) != len(value):
+            own = isinstance(module, Autoencoder) and not from_activation and x is not None
+            if own and x is not None and grad.shape != x.shape:
+                continue  # several parameters for each number of x
+            if not own and (x is None or x.numel() != value.numel() or len(x) != len(value)):
                 got = "has no tensor" if x is None else f"begins with one of shape {tuple(x.shape)}"
                 raise ValueError(f"output: {self.output!r} gives {tuple(value.shape)}, but the batch {got}.")
+            assert x is not None
+            part = part_of(x.shape, self._number, MOST_NUMBERS)
+            given = x[part]
+            prediction = module.loss.prediction(value[part], given) if own else value[part]  # type: ignore[operator,union-attr]
             size = {"elements": grad.numel(), "batch": len(grad), "sum": 1}[reduction]
-            slopes = full_precision(grad).abs().mul_(size * accumulated)
+            slopes = full_precision(grad[part]).abs().mul_(size * accumulated)
             slopes = slopes * unscale if isinstance(unscale, Tensor) else slopes
-            self._add_output(slopes, prediction, x.reshape(prediction.shape))
+            self._add_output(slopes, prediction, given.reshape(prediction.shape))
 
     def _add_output(self, slopes: Tensor, prediction: Tensor, x: Tensor) -> None:
         errors = (full_precision(prediction) - full_precision(x)).abs_()

@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
+from lightning_ae.diagnostics.monitors.labels import nonfinite
 from lightning_ae.diagnostics.monitors.pairs import RANGES, Pair, add_numbers, add_pair, figures, keeps, variance
 from lightning_ae.diagnostics.monitors.relation import add_likeness, correlation
 from lightning_ae.diagnostics.monitors.structure import StructureMonitor
@@ -20,6 +21,7 @@ from lightning_ae.diagnostics.watch import Event, Site
 from lightning_ae.diagnostics.watch.batch import first_tensor
 from lightning_ae.diagnostics.watch.comparisons import Comparison
 from lightning_ae.diagnostics.watch.counters import Key
+from lightning_ae.diagnostics.watch.part import ALL, MOST_NUMBERS, part_of
 from lightning_ae.diagnostics.watch.trace import Trace, same_numbers
 from lightning_ae.losses.base import full_precision
 from lightning_ae.models import Autoencoder
@@ -147,19 +149,21 @@ class OutputMonitor(StructureMonitor):
         self._forget()
         given = x if read is None else read
         if given is not None and given.is_floating_point():
-            self.curve.add("nonfinite", self._step, (~given.isfinite()).float().sum())
+            self.curve.add("nonfinite", self._step, nonfinite(given))
             if given.ndim > 1 and len(given) > 1:
-                self.curve.add("varies", self._step, given.ne(given[:1]).any().float())
+                some = given[part_of(given.shape, self._number, MOST_NUMBERS)]
+                self.curve.add("varies", self._step, some.ne(some[:1]).any().float())
         self.batch_size = max(self.batch_size, 0 if x is None or x.ndim == 0 else len(x))
         if isinstance(module, Autoencoder) and isinstance(outputs, Mapping) and "output" in outputs:
-            x = module.get_input(batch)
-            x_hat = module.loss.prediction(outputs["output"].params, x).detach()
+            x, params = module.get_input(batch), outputs["output"].params.detach()
             pair = Pair(type(module.loss).__name__, [module.loss.output_activation], is_data=True)
             self._named = module.loss.output_range
             self.pairs = {"output": pair}
             self._add_terms(module, outputs["terms"])
-            self._add_reconstruction(x, x_hat)
-            self._look_before_loss(module, outputs["output"].params, heard)
+            part = part_of(x.shape, self._number, MOST_NUMBERS) if len(params) == len(x) else ALL
+            x_hat = params  # as far as activations go: what the loss applies is its own
+            self._add_reconstruction(x[part], module.loss.prediction(params[part], x[part]).detach())
+            self._look_before_loss(module, params, heard)
             heard = []
         elif self.output is not None and x_hat is not None and x is not None and x.numel() == x_hat.numel():
             named = next((c for c in heard if same_numbers(c.prediction, x_hat)), None)
@@ -172,7 +176,8 @@ class OutputMonitor(StructureMonitor):
             pair = self.pairs["output"] = Pair(named.loss if named is not None else "output", path)
             self._named = pair.range
             target = named.target if named is not None and named.target.numel() == x.numel() else x
-            self._add_reconstruction(target.reshape(x.shape), x_hat)
+            part = part_of(x.shape, self._number, MOST_NUMBERS) if len(x_hat) == len(x) else ALL
+            self._add_reconstruction(target.reshape(x.shape)[part], x_hat[part])
             heard = [c for c in heard if c is not named]
         self._add_heard(heard, x, read)
         for frame, data in joined:
@@ -205,7 +210,7 @@ class OutputMonitor(StructureMonitor):
             if pair.changes(target):
                 self.forget_site(name)
             if target.is_floating_point():
-                self.curve.add("nonfinite_target", self._step, (~target.isfinite()).float().sum())
+                self.curve.add("nonfinite_target", self._step, nonfinite(target))
             self.counters.add(name, "heard", 1)
             parts = add_pair(self.counters.add, name, comparison, pair)
             if not pair.classes and comparison.target_is_data:

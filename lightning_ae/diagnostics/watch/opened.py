@@ -213,7 +213,8 @@ class OpenWatch:
             if again:
                 return
             z = None if overwritten else source.detach().unsqueeze(-1) if flat else source.detach()
-            event = Event(site, z, seen, options, self._mask_for(seen, site), self.watch.scratch)
+            mask = self._mask_for(seen, site)
+            event = Event(site, z, seen, options, mask, self.watch.scratch, self.watch.number)
             self._tell("on_activation", event)
 
     def _site(

@@ -85,6 +85,7 @@ class Probe:
             for name in ("unit_dim", "mask_fn")
         }
         self.watch.unit_dim = options["unit_dim"]
+        self.watch.number = number
         self.watch.exclude = ("penalties",) if isinstance(module, Autoencoder) else ()
         mask = None if options["mask_fn"] is None else options["mask_fn"](batch).to(module.device, torch.float32)
         self._eager = Eager()

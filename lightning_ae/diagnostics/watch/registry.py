@@ -25,6 +25,8 @@ class Registry:
         self.unit_dim = unit_dim
         self.sites: dict[tuple[Any, ...], Site] = {}
         self.ran: set[int] = set()
+        #: number of the step, which decides what part of a large batch is counted; None to count all of it
+        self.number: int | None = None
         #: whether the module that has just returned was called where gradients are recorded
         self.learning = True
         self._complaints: set[str] = set()
