@@ -160,8 +160,12 @@ class OpenWatch:
                 self._follow(func, args, kwargs, out)
             except Exception as error:
                 self.watch.complain("The watch", error)
-        if self._stack[-1].name is None or not self._counts:
+        if (frame := self._stack[-1]).name is None:
             return out  # no part of the model
+        if not self._counts:
+            if frame.module is not None and func in FUNCTIONS:
+                self.watch.ran.add(id(frame.module))
+            return out
         activation = FUNCTIONS.get(func)
         if activation is None:
             self.flow.called(func, args, kwargs, out)
