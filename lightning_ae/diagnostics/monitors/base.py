@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lightning_ae.diagnostics.monitors.curve import Curve
 from lightning_ae.diagnostics.watch.batch import MaskFunction
 from lightning_ae.diagnostics.watch.comparisons import Comparison
-from lightning_ae.diagnostics.watch.counters import Counters, Key, flat, nested, reduce_and_read
+from lightning_ae.diagnostics.watch.counters import Counters, Key, Since, flat, nested, reduce_and_read
 from lightning_ae.diagnostics.watch.patterns import Pattern
 from lightning_ae.diagnostics.watch.probe import Probe
 from lightning_ae.diagnostics.watch.site import Event, Site, SiteInfo
@@ -71,6 +71,7 @@ class Monitor(L.Callback):
         self.include = None if include is None else tuple(include)
         self.unit_dim = unit_dim
         self.mask_fn = mask_fn
+        self._written: tuple[tuple[Any, ...], str] | None = None
         self.counters = Counters()
         self.sites: dict[str, SiteInfo] = {}
         self._probe: Probe | None = None
@@ -91,7 +92,7 @@ class Monitor(L.Callback):
         self._late: dict[Key, Tensor] | None = None
         self._taken: dict[Key, Tensor] = {}
         self._taken_before: dict[Key, Tensor] = {}
-        self._interval: dict[Key, Tensor] = {}
+        self._interval: Mapping[Key, Tensor] = {}
 
     # -- what a monitor does ----------------------------------------------------------------------------------
 
@@ -162,7 +163,7 @@ class Monitor(L.Callback):
         """Receive sums over all ranks; begin a new span if the current one is long enough."""
         self._reduced = results if keep else None
         self._now = results
-        self._interval, self._taken = _less(results, self._taken), results
+        self._interval, self._taken = Since(results, self._taken), results
         current = int(results.get(("", "samples"), torch.tensor(0))) - self._previous_samples
         if current >= self.horizon:
             dropped = self.counters.spans()[1]
@@ -231,20 +232,27 @@ class Monitor(L.Callback):
                 same = {name: steps for name, steps in same.items() if theirs.get(name) == steps}
             self.curve.reduce(sorted(same), lambda values: trainer.strategy.reduce(values.to(device)).cpu())
 
-    def interval(self) -> dict[Key, Tensor]:
+    def interval(self) -> Mapping[Key, Tensor]:
         """Sums since the last log but one: what a curve over time is made of."""
         return self._interval
 
-    def since_log(self, results: dict[Key, Tensor]) -> dict[Key, Tensor]:
+    def since_log(self, results: dict[Key, Tensor]) -> Mapping[Key, Tensor]:
         """Of all sums, those since the last log."""
-        return _less(results, self._taken)
+        return Since(results, self._taken)
 
     # -- Lightning --------------------------------------------------------------------------------------------
 
     @property
     def state_key(self) -> str:
         """Two monitors of one kind may have different settings."""
-        return self._generate_state_key(every_n_steps=self.every_n_steps, horizon=self.horizon, include=self.include)
+        return self._key(every_n_steps=self.every_n_steps, horizon=self.horizon, include=self.include)
+
+    def _key(self, **settings: Any) -> str:
+        """Of settings; Lightning asks for it six times a step, looked at or not, so it is written out once."""
+        given = tuple(settings.values())
+        if self._written is None or self._written[0] != given:
+            self._written = given, self._generate_state_key(**settings)
+        return self._written[1]
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the probe, which belongs to a running Trainer."""
@@ -349,5 +357,4 @@ class Monitor(L.Callback):
 
 
 def _less(sums: Mapping[Key, Tensor], earlier: Mapping[Key, Tensor]) -> dict[Key, Tensor]:
-    same = {key for key, value in earlier.items() if key in sums and sums[key].shape == value.shape}
-    return {key: value - earlier[key].to(value.device) if key in same else value for key, value in sums.items()}
+    return dict(Since(sums, earlier))

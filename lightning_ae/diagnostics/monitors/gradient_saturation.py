@@ -286,7 +286,8 @@ class GradientSaturationMonitor(Monitor):
         """Take the gradients' norms; remember the weights before the step."""
         # a fused optimizer unscales by itself, later
         fused = getattr(optimizer, "_step_supports_amp_scaling", False)
-        self.steps.before(trainer, module, optimizer, self._unscale() if fused else 1.0)
+        known = () if self._probe is None else self._probe.watch.structure
+        self.steps.before(trainer, module, optimizer, self._unscale() if fused else 1.0, known)
 
     def state_dict(self) -> dict[str, Any]:
         """Sums over all ranks, and the names of the layers."""

@@ -119,7 +119,7 @@ class LatentSparsityMonitor(Monitor):
     def state_key(self) -> str:
         """Several latents of one model may be looked at."""
         latent = getattr(self.latent, "__qualname__", self.latent) if callable(self.latent) else self.latent
-        return self._generate_state_key(every_n_steps=self.every_n_steps, horizon=self.horizon, latent=latent)
+        return self._key(every_n_steps=self.every_n_steps, horizon=self.horizon, latent=latent)
 
     def _forget(self) -> None:
         """What is kept from one hook of a batch to the next."""
@@ -274,7 +274,7 @@ class LatentSparsityMonitor(Monitor):
         """Receive sums over all ranks; those since the last log are the latest."""
         super().take(results, keep)
         if has_kl(self.interval()):
-            self._latest = {key: value for key, value in self.interval().items() if key in FAST}
+            self._latest = {key: self.interval()[key] for key in FAST if key in self.interval()}
 
     def state_dict(self) -> dict[str, Any]:
         """Sums over all ranks, and the latest span of those that change fast."""
@@ -292,7 +292,7 @@ class LatentSparsityMonitor(Monitor):
         results = self.results()
         return summary(results, self._recent(results))
 
-    def _recent(self, results: dict[Key, Tensor]) -> dict[Key, Tensor]:
+    def _recent(self, results: dict[Key, Tensor]) -> Mapping[Key, Tensor]:
         since = self.since_log(results)
         return since if has_kl(since) else self._latest
 

@@ -48,10 +48,18 @@ class LayerSteps:
         self._sharded = False
 
     def before(
-        self, trainer: L.Trainer | None, module: nn.Module, optimizer: torch.optim.Optimizer, unscale: Tensor | float
+        self,
+        trainer: L.Trainer | None,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        unscale: Tensor | float,
+        known: tuple[Any, ...] = (),
     ) -> None:
-        """Take the norms of the gradients, times ``unscale``; remember the weights before the step."""
-        self._index(module)
+        """Take the norms of the gradients, times ``unscale``; remember the weights before the step.
+
+        ``known`` is the model's :func:`structure`, if somebody has worked it out for this step.
+        """
+        self._index(module, known)
         found = {
             id(p): (p, gradient)
             for group in optimizer.param_groups
@@ -118,9 +126,9 @@ class LayerSteps:
             self._places[key] = (index.to(device), touched.to(device))
         return self._places[key]
 
-    def _index(self, module: nn.Module) -> None:
-        now = structure(module)
-        if now == self._structure:
+    def _index(self, module: nn.Module, known: tuple[Any, ...]) -> None:
+        now = known or structure(module)
+        if now is self._structure or now == self._structure:
             return
         self._structure = now
         names: dict[str, int] = {}

@@ -341,9 +341,9 @@ class OutputMonitor(StructureMonitor):
             values["loss"] = float(sums["loss", "sum"]) / count
         if ("loss", "nonfinite") in sums:
             values["nonfinite_losses"] = float(sums["loss", "nonfinite"])
-        for (site, name), value in sums.items():
+        for site, name in sums:
             if site == "terms":
-                values[f"term/{name}"] = float(value) / max(1, count)
+                values[f"term/{name}"] = float(sums[site, name]) / max(1, count)
         main = self.main(sums)
         return values if main is None else values | figures(sums, main, self.pairs[main])
 

@@ -130,7 +130,15 @@ class TrainingMonitor(Monitor):
             return
         if not looked or not self._fresh:
             return
-        there = [(id(p), _local(p.grad)) for p in pl_module.parameters() if p.grad is not None and not p.grad.is_sparse]
+        with torch._C.DisableTorchFunction():  # the watch need not hear of it
+            self._look_for_leftovers(pl_module, loss)
+
+    def _look_for_leftovers(self, pl_module: L.LightningModule, loss: Tensor) -> None:
+        there = [
+            (id(p), _local(gradient))
+            for p in pl_module.parameters()
+            if (gradient := p.grad) is not None and not gradient.is_sparse
+        ]
         self._fresh = False  # what accumulates later in the window is wanted
         # of each optimizer by itself: what another one holds is zeroed before its own backward pass; and of parameters
         # that no optimizer holds nobody zeroes the gradients
@@ -177,7 +185,8 @@ class TrainingMonitor(Monitor):
 
     def on_step(self, trainer: L.Trainer | None, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Note the optimizer's settings, and which of its parameters have no gradient."""
-        names = {id(p): clean_name(name) for name, p in module.named_parameters()}
+        found = {} if self._probe is None else self._probe.watch.parameters
+        names = found or {id(p): clean_name(name) for name, p in module.named_parameters()}
         own = {id(p) for group in optimizer.param_groups for p in group["params"]}
         self._stepped |= {i for i, held in enumerate(self._held_by) if held & own}
         for group in optimizer.param_groups:

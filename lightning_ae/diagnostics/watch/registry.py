@@ -65,6 +65,16 @@ class Registry:
                 self._names[id(module)].append(cleaned)
         self._excluded -= set(self._names)
 
+    @property
+    def parameters(self) -> dict[int, str]:
+        """Names of the model's parameters by their ``id``, as of the last step that was looked at."""
+        return self._parameters
+
+    @property
+    def structure(self) -> tuple[Any, ...]:
+        """The same object as long as no module or parameter of the model is added, taken away or replaced."""
+        return self._structure
+
     def names_of(self, module: nn.Module) -> list[str]:
         """All names of a module; none if it is no part of the model."""
         return self._names.get(id(module), [])
