@@ -99,8 +99,9 @@ def add_kind(add: Add, site: str, y: Tensor, low: float, high: float) -> None:
     # of at most HEAD_ELEMENTS each, which float32 counts exactly
     add(site, "nonfinite_data", nonfinite(y).long())
     add(site, "binary", torch.mul(y, y).eq_(y).sum().long())
-    add(site, "below", below(y, -1e-4))
-    add(site, "above", above(y, 1 + 1e-4))
+    under, over = below(y, -1e-4), above(y, 1 + 1e-4)
+    add(site, "below", under)
+    add(site, "above", over)
     if y.shape[1] > 1:
         total = y.sum(1)
         add(site, "one", (total - 1).abs_().lt_(1e-3).sum().long())
@@ -109,7 +110,8 @@ def add_kind(add: Add, site: str, y: Tensor, low: float, high: float) -> None:
         return
     width = high - low if high - low < math.inf else math.nan
     slack = 1e-4 * (width if width == width else 1.0)  # what rounding puts outside is not
-    add(site, "outside", _outside(y, low - slack, high + slack))
+    unit = low == 0 and high == 1  # of which the ends have been counted
+    add(site, "outside", under + over if unit else _outside(y, low - slack, high + slack))
     size = 0.05 * (width if width == width else y.square().mean().sqrt())
     add(site, "beyond", _outside(y, low - size, high + size))
     if width == width:

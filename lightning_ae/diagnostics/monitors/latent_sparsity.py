@@ -16,6 +16,7 @@ from lightning_ae.diagnostics.monitors.latent_rows import (
     KeepGradient,
     Latent,
     add_rows,
+    as_rows,
     describe,
     module_names,
     rows_of,
@@ -26,6 +27,7 @@ from lightning_ae.diagnostics.watch.batch import MaskFunction
 from lightning_ae.diagnostics.watch.counters import Key, flat, nested
 from lightning_ae.diagnostics.watch.site import clean_name
 from lightning_ae.metrics.latents import kl_per_dimension
+from lightning_ae.metrics.sparsity import widen
 from lightning_ae.models import Autoencoder
 
 __all__ = ["Latent", "LatentSparsityMonitor"]
@@ -239,7 +241,7 @@ class LatentSparsityMonitor(Monitor):
             self.counters.add("mean", "freedom", (mean.number - 1).clamp(min=0))
         for grad in read:
             if grad.shape == rows.shape:
-                self._add_read(rows_of("gradient", grad, axis, mask).raw.square().sum(0))
+                self._add_read(widen(as_rows("gradient", grad, axis)).square().sum(0))
         # a decoder that is blind to its input gives no gradient at all
         automatic = trainer is not None and trainer.lightning_module.automatic_optimization and outputs is not None
         if listened and not read and automatic:

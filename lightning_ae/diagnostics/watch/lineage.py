@@ -113,12 +113,12 @@ class Lineage:
 
     def is_data(self, tensor: Any) -> bool:
         """Whether a tensor is of the batch, or made of it without anything that learns."""
-        if not isinstance(tensor, Tensor) or tensor.requires_grad or isinstance(tensor, nn.Parameter):
+        if not isinstance(tensor, Tensor) or tensor.requires_grad:
             return False
         found = self._data.get(id(tensor))
-        if found is not None and found() is tensor:
-            return True
-        return _storage(tensor) in self._storages if self._storages else False
+        if found is None or found() is not tensor:
+            return bool(self._storages) and _storage(tensor) in self._storages and not isinstance(tensor, nn.Parameter)
+        return not isinstance(tensor, nn.Parameter)
 
     def called(
         self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Tensor, frame: str

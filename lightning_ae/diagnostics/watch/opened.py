@@ -55,7 +55,7 @@ class OpenWatch:
     ) -> None:
         self.watch, self.root, self.mask, self.flow = watch, root, mask, flow
         #: who is told of what: to follow a step for nobody would cost as much as all the rest
-        self._told = {what: [who for who in listeners if hears(who, what)] for what in EVENTS}
+        self._told = {what: [getattr(who, what) for who in listeners if hears(who, what)] for what in EVENTS}
         self._follows = any(self._told[what] for what in ("on_loss", "on_entry", "on_pattern"))
         self._counts = bool(self._told["on_activation"] or self._told["on_gradient"])
         self.lineage = Lineage(batch, memory=32 if root.training else 8)
@@ -136,11 +136,11 @@ class OpenWatch:
 
     def _tell(self, what: str, *args: Any) -> None:
         """Tell all; what they make of it is never a reason for training to end."""
-        for listener in self._told[what]:
+        for tell in self._told[what]:
             try:
-                getattr(listener, what)(*args)
+                tell(*args)
             except Exception as error:
-                self.watch.complain(type(listener).__name__, error)
+                self.watch.complain(type(getattr(tell, "__self__", tell)).__name__, error)
 
     # -- what it calls ----------------------------------------------------------------------------------------
 
@@ -336,5 +336,5 @@ class _GradientHook:
                 slope = self._site.activation.slope(None, self._composite, {})
                 assert slope is not None
                 grad_z = grad_y * slope
-            for listener in watching._told["on_gradient"]:
-                listener.on_gradient(self._site, grad_z, grad_y)
+            for tell in watching._told["on_gradient"]:
+                tell(self._site, grad_z, grad_y)
