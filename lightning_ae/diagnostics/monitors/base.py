@@ -27,12 +27,10 @@ class Monitor(L.Callback):
 
     All monitors of a Trainer share one probe. It looks at every ``every_n_steps``-th optimizer step, with all the
     batches that accumulate into it, never at validation or at the sanity check. On these steps compiled code runs
-    eagerly, so that nothing is missed; between them nothing is attached. Of a large activation, of more than 65,536
-    numbers in a batch of 64 or more, every k-th example is counted, 32 of them at least: k grows with the size, and
-    where it begins changes from step to step. Small ones are counted whole, and what is given as the number of samples
-    is what was counted. Sums stay on the device; a log is one
-    reduction over the ranks and one copy to the host. Weights are the same with and without monitors (under
-    ``torch.compile`` up to the rounding in which eager and compiled code differ).
+    eagerly, so that nothing is missed; between them nothing is attached. Of an activation of more than 65,536 numbers
+    in a batch of 64 or more every k-th example is counted, from one that changes with the step, and 32 at least; the
+    number of samples that is given is of those counted. Sums stay on the device; a log is one reduction over the ranks
+    and one copy to the host. Weights are the same with and without monitors (under ``torch.compile`` up to rounding).
 
     Args:
         every_n_steps: look at every so many optimizer steps (batches, with manual optimization).
@@ -71,7 +69,7 @@ class Monitor(L.Callback):
         self.include = None if include is None else tuple(include)
         self.unit_dim = unit_dim
         self.mask_fn = mask_fn
-        self._written: tuple[tuple[Any, ...], str] | None = None
+        self._written: str | None = None
         self.counters = Counters()
         self.sites: dict[str, SiteInfo] = {}
         self._probe: Probe | None = None
@@ -132,11 +130,9 @@ class Monitor(L.Callback):
         """Distributions that are logged, on the host."""
         return {}
 
-    # -- counting ---------------------------------------------------------------------------------------------
-
     @property
     def _number(self) -> int | None:
-        """The step, which decides what part of a large batch is counted; None outside a fit, where all of it is."""
+        # decides what part of a large batch is counted; outside a fit all of it is
         return None if self._probe is None else self._probe.watch.number
 
     def wants(self, site: Site) -> bool:
@@ -154,10 +150,7 @@ class Monitor(L.Callback):
         """Sums over all ranks, on the host: as they are now, or with several ranks as of the last log."""
         if self._reduced is not None:
             return self._reduced
-        totals = self.counters.totals()
-        shapes = {key: (tuple(value.shape), value.dtype) for key, value in totals.items()}
-        devices = [value.device for value in totals.values()]
-        return reduce_and_read(totals, shapes, devices[-1] if devices else torch.device("cpu"), None)
+        return _read(self.counters.totals())
 
     def take(self, results: dict[Key, Tensor], keep: bool) -> None:
         """Receive sums over all ranks; begin a new span if the current one is long enough."""
@@ -167,11 +160,11 @@ class Monitor(L.Callback):
         current = int(results.get(("", "samples"), torch.tensor(0))) - self._previous_samples
         if current >= self.horizon:
             dropped = self.counters.spans()[1]
-            self._marks = [(n, _less(sums, dropped)) for n, sums in self._marks if n >= self._span_began]
+            self._marks = [(n, dict(Since(sums, dropped))) for n, sums in self._marks if n >= self._span_began]
             self._span_began = self._looks
             self.counters.rotate()
             self._previous_samples = current
-            self._taken = self._taken_before = _less(results, self._taken_before)
+            self._taken = self._taken_before = dict(Since(results, self._taken_before))
 
     # -- what happened when -----------------------------------------------------------------------------------
 
@@ -188,7 +181,7 @@ class Monitor(L.Callback):
         """Of this rank, those of the last third to two thirds of the looks; all of them if there are too few."""
         totals = self.counters.totals()
         enough = [sums for n, sums in self._marks if self._looks - n >= max(2, self._looks / 3)]
-        return _less(totals, enough[-1]) if enough else dict(totals)
+        return dict(Since(totals, enough[-1])) if enough else dict(totals)
 
     def late_results(self) -> dict[Key, Tensor]:
         """Sums of the later part of what was looked at, on the host: what a verdict rests on.
@@ -197,10 +190,7 @@ class Monitor(L.Callback):
         alive, and a network that has learnt as one that has not. With several ranks as of the end of the fit.
         """
         if self._late is None:
-            sums = self._latest_sums()
-            shapes = {key: (tuple(value.shape), value.dtype) for key, value in sums.items()}
-            devices = [value.device for value in sums.values()]
-            self._late = reduce_and_read(sums, shapes, devices[-1] if devices else torch.device("cpu"), None)
+            self._late = _read(self._latest_sums())
         return self._late
 
     def first_results(self) -> dict[Key, Tensor]:
@@ -245,14 +235,13 @@ class Monitor(L.Callback):
     @property
     def state_key(self) -> str:
         """Two monitors of one kind may have different settings."""
-        return self._key(every_n_steps=self.every_n_steps, horizon=self.horizon, include=self.include)
+        # Lightning asks for it six times a step, looked at or not: in a fit it is written out once
+        if self._written is None or self._probe is None:
+            self._written = self._generate_state_key(**self._settings())
+        return self._written
 
-    def _key(self, **settings: Any) -> str:
-        """Of settings; Lightning asks for it six times a step, looked at or not, so it is written out once."""
-        given = tuple(settings.values())
-        if self._written is None or self._written[0] != given:
-            self._written = given, self._generate_state_key(**settings)
-        return self._written[1]
+    def _settings(self) -> dict[str, Any]:
+        return {"every_n_steps": self.every_n_steps, "horizon": self.horizon, "include": self.include}
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the probe, which belongs to a running Trainer."""
@@ -268,7 +257,7 @@ class Monitor(L.Callback):
             return
         self.counters.clear()
         self.sites.clear()
-        self._reduced, self._previous_samples = None, 0
+        self._reduced, self._previous_samples, self._written = None, 0, None
         self._fresh_start()
         self._probe = Probe.of(trainer)
         self._probe.join(self)
@@ -356,5 +345,6 @@ class Monitor(L.Callback):
         self._first = flat(state_dict.get("first", {}))
 
 
-def _less(sums: Mapping[Key, Tensor], earlier: Mapping[Key, Tensor]) -> dict[Key, Tensor]:
-    return dict(Since(sums, earlier))
+def _read(sums: dict[Key, Tensor]) -> dict[Key, Tensor]:
+    shapes = {key: (tuple(value.shape), value.dtype) for key, value in sums.items()}
+    return reduce_and_read(sums, shapes, next((v.device for v in reversed(sums.values())), torch.device("cpu")), None)

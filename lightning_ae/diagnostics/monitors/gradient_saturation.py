@@ -146,8 +146,7 @@ class GradientSaturationMonitor(Monitor):
         if not self.wants(site):
             return
         elements = event.positions() * site.units
-        flat = self._flat(event, elements)
-        if flat is not None:
+        if (flat := self._flat(event, elements)) is not None:
             self.counters.add(site.name, "saturated", flat)
             self.counters.add(site.name, "elements", elements)
 
@@ -156,8 +155,7 @@ class GradientSaturationMonitor(Monitor):
             return elements - event.live().sum()
         slope_of = event.site.activation.slope
         z = None if event.z is None else event.of_part(event.z)
-        slope = None if slope_of is None else slope_of(z, event.of_part(event.y), event.options)
-        if slope is None:
+        if slope_of is None or (slope := slope_of(z, event.of_part(event.y), event.options)) is None:
             return None
         flat = slope.abs() < self.eps
         mask = event.counted_mask()
@@ -219,10 +217,9 @@ class GradientSaturationMonitor(Monitor):
         pairs, from_activation, logits = list(self._pairs), self._is_activation, self._logits
         if not isinstance(module, Autoencoder) and logits:  # whose loss knows
             pairs = [(v.sigmoid() if any(same_numbers(v, a) for a in logits) else v, g, scale) for v, g, scale in pairs]
-        if from_activation:
-            self._output_seen = True
-            if len(self._outputs) == len(self._output_grads):  # gradients come in the opposite order
-                pairs = [(y, *grad) for y, grad in zip(self._outputs, reversed(self._output_grads), strict=True)]
+        self._output_seen |= from_activation
+        if from_activation and len(self._outputs) == len(self._output_grads):  # gradients come in the opposite order
+            pairs = [(y, *grad) for y, grad in zip(self._outputs, reversed(self._output_grads), strict=True)]
         self._add_gradients()
         total = self.steps.after(self.counters)
         if total is not None:
@@ -249,16 +246,15 @@ class GradientSaturationMonitor(Monitor):
         reduction = "batch" if isinstance(module, Autoencoder) else self.reduction
         x = module.get_input(batch) if isinstance(module, Autoencoder) else first_tensor(batch)
         for value, grad, unscale in pairs:
-            own = isinstance(module, Autoencoder) and not from_activation and x is not None
-            if own and x is not None and grad.shape != x.shape:
-                continue  # several parameters for each number of x
-            if not own and (x is None or x.numel() != value.numel() or len(x) != len(value)):
+            own = module.loss if isinstance(module, Autoencoder) and not from_activation else None
+            if own is None and (x is None or x.numel() != value.numel() or len(x) != len(value)):
                 got = "has no tensor" if x is None else f"begins with one of shape {tuple(x.shape)}"
                 raise ValueError(f"output: {self.output!r} gives {tuple(value.shape)}, but the batch {got}.")
-            assert x is not None
+            if x is None or (own is not None and grad.shape != x.shape):
+                continue  # several parameters for each number of x
             part = part_of(x.shape, self._number, MOST_NUMBERS)
-            given = x[part]
-            prediction = module.loss.prediction(value[part], given) if own else value[part]  # type: ignore[operator,union-attr]
+            given, prediction = x[part], value[part]
+            prediction = prediction if own is None else own.prediction(prediction, given)
             size = {"elements": grad.numel(), "batch": len(grad), "sum": 1}[reduction]
             slopes = full_precision(grad[part]).abs().mul_(size * accumulated)
             slopes = slopes * unscale if isinstance(unscale, Tensor) else slopes
@@ -300,8 +296,7 @@ class GradientSaturationMonitor(Monitor):
 
     def first_weights(self) -> dict[str, float]:
         """Squared norm of each layer's weights before the first step looked at."""
-        found = self.first_results().get(("layers", "weight"))
-        steps = self.first_results().get(("layers", "grad_steps"))
+        found, steps = (self.first_results().get(("layers", field)) for field in ("weight", "grad_steps"))
         if found is None or steps is None or len(found) != len(self.layers):
             return {}
         return {layer: float(w) for layer, w, n in zip(self.layers, found, steps, strict=True) if n > 0}

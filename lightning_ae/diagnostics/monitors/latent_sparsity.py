@@ -117,11 +117,10 @@ class LatentSparsityMonitor(Monitor):
         self._latest: dict[Key, Tensor] = {}
         self._forget()
 
-    @property
-    def state_key(self) -> str:
+    def _settings(self) -> dict[str, Any]:
         """Several latents of one model may be looked at."""
         latent = getattr(self.latent, "__qualname__", self.latent) if callable(self.latent) else self.latent
-        return self._key(every_n_steps=self.every_n_steps, horizon=self.horizon, latent=latent)
+        return {"every_n_steps": self.every_n_steps, "horizon": self.horizon, "latent": latent}
 
     def _forget(self) -> None:
         """What is kept from one hook of a batch to the next."""

@@ -202,9 +202,9 @@ EVENTS = ("on_activation", "on_gradient", "on_module", "on_loss", "on_entry", "o
 
 
 def hears(listener: Any, event: str) -> bool:
-    """Whether a listener wants to be told of an event: all do, unless a method ``hears`` of theirs says otherwise."""
+    """Whether a listener is told of an event: of all that it has a method for, unless its method ``hears`` says no."""
     asked = getattr(type(listener), "hears", None)
-    return True if asked is None else bool(asked(listener, event))
+    return hasattr(listener, event) if asked is None else bool(asked(listener, event))
 
 
 class Listener(Protocol):
