@@ -27,7 +27,7 @@ def part_of(shape: Sequence[int], number: int | None, most: int = MOST_ELEMENTS)
         >>> part_of((100, 128), 0)
         slice(None, None, None)
         >>> [part_of((128, 32, 14, 14), step) for step in (0, 25, 50)]
-        [slice(0, None, 4), slice(1, None, 4), slice(2, None, 4)]
+        [slice(0, None, 4), slice(1, None, 4), slice(3, None, 4)]
     """
     if number is None or len(shape) < 2:
         return ALL

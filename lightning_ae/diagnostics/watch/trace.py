@@ -18,6 +18,7 @@ class Trace:
         kept: the tensor, detached, if its numbers may be needed; else None.
 
     Example:
+        >>> import torch
         >>> x = torch.rand(2, 3)
         >>> trace = Trace(x)
         >>> trace.is_of(x.view(6)), trace.is_of(x[:1]), trace.is_of(x.clone())
@@ -73,6 +74,7 @@ def same_numbers(tensor: Tensor, other: Tensor) -> bool:
     """Whether one is the other, perhaps in another shape.
 
     Example:
+        >>> import torch
         >>> x = torch.rand(2, 3)
         >>> same_numbers(x, x.view(6)), same_numbers(x, x.clone())
         (True, False)
