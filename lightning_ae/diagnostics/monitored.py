@@ -209,14 +209,15 @@ class Monitored(L.Callback):
         sums that were brought together at the last log are read beside those of this rank, both as shares.
         """
         monitors = list(self._all.values())
-        late = [monitor._late for monitor in monitors]
+        before = [(monitor._late, monitor._reduced) for monitor in monitors]
         # the watch may be open, and is to hear nothing of this
         with torch._C.DisableTorchFunction(), torch.no_grad():
             try:
                 for monitor in monitors:
-                    monitor._late = None
+                    # read once, however many causes ask for it
+                    monitor._late, monitor._reduced = None, monitor.results()
                 self._all[TrainingMonitor].compare(trainer, module)
                 yield self._evidence(module)
             finally:
-                for monitor, before in zip(monitors, late, strict=True):
-                    monitor._late = before
+                for monitor, kept in zip(monitors, before, strict=True):
+                    monitor._late, monitor._reduced = kept

@@ -10,27 +10,16 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_ae.diagnostics.attach import DiagnosticsReport
-from lightning_ae.diagnostics.causes import CAUSES, Evidence, Finding, find
-from lightning_ae.diagnostics.causes.base import Heals, Severity
+from lightning_ae.diagnostics.causes import Evidence, Finding, find
+from lightning_ae.diagnostics.causes.base import Severity
+from lightning_ae.diagnostics.hopeless import LEARNT, Stood, is_hopeless, lasts, level
 from lightning_ae.diagnostics.monitored import Monitored
 from lightning_ae.diagnostics.monitors.latent_sparsity import Latent
 from lightning_ae.diagnostics.remedies import DeadUnitReviver
 
-#: Less than this share of what a constant leaves is left: something was learnt, and the run is not hopeless.
-LEARNT = 0.9
 #: From one look to the next the steps grow by this share; where something was learnt, by the second.
-_GROWTH, _GROWTH_LEARNT = 0.15, 0.25
-#: Share of the planned steps for which a cause has to stand, by what would heal it, and steps at least.
-_STANDS = {"rate": 0.04, "never": 0.1, "weights": 0.1, "steps": 0.25}
-_STANDS_AT_LEAST = {"rate": 32, "never": 64, "weights": 64, "steps": 100}
+_GROWTH, _GROWTH_LEARNT = 0.1, 0.3
 _SERIOUS = {"error": 0, "warning": 1, "info": 2}
-#: Errors with which nothing at all can be learnt; with others that do not go away some runs learn something.
-_CERTAIN = {"constant_softmax", "broadcast_pair", "constant_data", "no_gradient"}
-_NOT_FINITE = {"nonfinite_data", "nonfinite_loss", "learning_rate_high"}
-#: What says no more than that little was learnt.
-_NO_CAUSE = {"too_short", "constant_output", "constant_latents", "overfitting"}
-#: Measures of causes that do not heal by themselves, and that yet may: frozen parts are thawed, a parity has no trace.
-_MAY_HEAL = {"frozen", "correlation"}
 
 
 class _Verdict(NamedTuple):
@@ -45,9 +34,9 @@ class StopHopeless(Monitored):
     r"""Ends a fit when an error that cannot heal by itself has stood for some looks, and nothing is learnt.
 
     A *look* is an evaluation of all causes, as for :class:`DiagnosticsReport`. It is made when the monitors have seen
-    something new and the steps have grown by 15 % since the last one, so a run of 1,000 steps has about 30 and one of
-    100,000 about 60. Two numbers make a look cheap for a run that is well: if less than 90 % of what the best constant
-    leaves is left, no cause is asked, and the monitors that it has brought along look more rarely.
+    something new and the steps have grown by a tenth since the last one, so a run of 1,000 steps has about 24 and one
+    of 100,000 about 50. It is cheap for a run that is well: if less than 90 % of what the best constant leaves is left,
+    no cause is asked.
 
     A fit is ended if for ``patience`` looks in a row
 
@@ -59,7 +48,9 @@ class StopHopeless(Monitored):
       once. Other causes have to stand for a share of the planned steps: what another learning ``"rate"`` would heal,
       where no schedule turns it, 4 %; what ``"never"`` heals, with which some runs yet learn, or other ``"weights"`` of
       the terms would, in a model of ours where they are constant, 10 %; what more ``"steps"`` may heal, as vanishing
-      gradients, dead units or data of a wild scale, a quarter, and all the time if no end is planned.
+      gradients, dead units or data of a wild scale, a quarter, and all the time if no end is planned. Since plateaus
+      are left suddenly (Saxe et al. 2014, https://arxiv.org/abs/1312.6120), the latter end a fit only if the weights
+      can no longer move by a tenth of their size, as large as steps are and as many as are left.
 
     That a run is short, that the output is constant, or a part frozen, ends nothing.
 
@@ -78,8 +69,8 @@ class StopHopeless(Monitored):
             ``optuna.TrialPruned``.
         latent: as for :class:`LatentSparsityMonitor`; None for a model of ours.
         output: as for :class:`DiagnosticsReport`.
-        every_n_steps: how often the monitors that it brings along look at first, in optimizer steps: they look 16
-            times so, and then 8 times while the steps double.
+        every_n_steps: how often the monitors that it brings along look at first, in optimizer steps: they look 8
+            times so, and then 4 times while the steps double.
 
     Raises:
         ValueError: if a number is not positive, or the severity has another name.
@@ -125,8 +116,7 @@ class StopHopeless(Monitored):
         self.finding: Finding | None = None
         self._host: DiagnosticsReport | None = None
         self._learnt = self._failed = False
-        #: looks in a row that found each cause: the step, and what was left to learn
-        self._standing: dict[str, list[tuple[int, float]]] = {}
+        self._standing: dict[str, list[Stood]] = {}
         self._settings: tuple[Any, ...] = ()
 
     # -- looking ----------------------------------------------------------------------------------------------
@@ -163,9 +153,9 @@ class StopHopeless(Monitored):
             self._stop(trainer, verdict)
 
     def _look_more_rarely(self, trainer: L.Trainer) -> None:
-        doublings = math.floor(math.log2(max(1.0, trainer.global_step / (8 * self.every_n_steps))))
+        doublings = math.floor(math.log2(max(1.0, trainer.global_step / (4 * self.every_n_steps))))
         for monitor in self._own:
-            monitor.every_n_steps = self.every_n_steps * 2**doublings * (2 if self._learnt else 1)
+            monitor.every_n_steps = self.every_n_steps * 2**doublings
 
     def _look(self, source: Monitored, trainer: L.Trainer, module: L.LightningModule) -> _Verdict:
         try:
@@ -190,45 +180,27 @@ class StopHopeless(Monitored):
         findings = find(e)
         if self._host is not None:
             self._host.note(findings, step)
+        callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        revived = any(isinstance(callback, DeadUnitReviver) for callback in callbacks)
         lasting = [
-            f for f in findings if _SERIOUS[f.severity] <= _SERIOUS[self.severity] and self._lasts(f, e, trainer)
+            f
+            for f in findings
+            if _SERIOUS[f.severity] <= _SERIOUS[self.severity]
+            and lasts(f, e, scheduled=bool(trainer.lr_scheduler_configs), revived=revived)
         ]
-        self._standing = {f.cause: [*self._standing.get(f.cause, []), (step, _level(e.relative))] for f in lasting}
-        if step > 0.9 * _planned(trainer):
-            lasting = []  # there is nothing left to save
+        now = Stood(step, level(e.relative), e.update)
+        self._standing = {f.cause: [*self._standing.get(f.cause, []), now] for f in lasting}
+        planned = _planned(trainer)
         for finding in lasting:
             looks = self._standing[finding.cause]
-            if (
-                len(looks) >= self.patience
-                and _stood(finding, looks, trainer)
-                and not _falls(looks, self.patience, trainer)
-            ):
+            if is_hopeless(finding, looks, self.patience, planned):
                 left = "" if e.relative != e.relative else f", {e.relative:.0%} of what a constant leaves is left"
                 reason = (
                     f"The fit was ended at step {step}: it cannot succeed. For {len(looks)} looks, since step "
-                    f"{looks[0][0]}{left}, and [{finding.severity}] {finding.site}: {finding.evidence}"
+                    f"{looks[0].step}{left}, and [{finding.severity}] {finding.site}: {finding.evidence}"
                 )
                 return _Verdict(finding, reason, False)
         return _Verdict(None, None, False)
-
-    def _lasts(self, finding: Finding, e: Evidence, trainer: L.Trainer) -> bool:
-        """Whether it does not go away by going on as it is."""
-        heals, losses = _heals(finding), e.curve("loss")[1]
-        finite = all(math.isfinite(loss) for loss in losses[-2:])
-        if finding.cause == "nonfinite_data" or (finding.cause in _NOT_FINITE and not all(map(math.isfinite, losses))):
-            return not any(math.isfinite(loss) for loss in losses[-2:])
-        if e.relative != e.relative and finite and finding.cause not in _CERTAIN:
-            return False
-        if finding.cause in _NO_CAUSE or finding.measure in _MAY_HEAL:
-            return False
-        revived = any(isinstance(c, DeadUnitReviver) for c in trainer.callbacks)  # type: ignore[attr-defined]
-        if revived and finding.cause in ("dead_units", "no_gradient"):
-            return False
-        if CAUSES[finding.cause].heals == "rate":
-            return not trainer.lr_scheduler_configs
-        # weights that a module turns by itself are not seen
-        known = e.ours and bool(e.output.weights)
-        return known if heals == "weights" or finding.cause == "posterior_collapse" else True
 
     # -- stopping ---------------------------------------------------------------------------------------------
 
@@ -268,7 +240,7 @@ class StopHopeless(Monitored):
         super().load_state_dict(state_dict)
         self._learnt = state_dict.get("learnt", False)
         self._standing = {
-            cause: [(look[0], look[1]) for look in looks] for cause, looks in state_dict.get("standing", {}).items()
+            cause: [Stood(*look) for look in looks] for cause, looks in state_dict.get("standing", {}).items()
         }
 
     def __getstate__(self) -> dict[str, Any]:
@@ -276,22 +248,8 @@ class StopHopeless(Monitored):
         return {**self.__dict__, "_host": None, "trial": None}
 
 
-def _heals(finding: Finding) -> Heals:
-    """By what it can go away, which its measure may tell better than its cause."""
-    if finding.cause == "dead_units" and finding.value == 1:
-        return "never"  # nothing passes, forward or backward
-    if finding.cause == "learning_rate_high" and finding.measure == "gradient_norm":
-        return "steps"  # gradients fall on a plateau, too
-    return CAUSES[finding.cause].heals
-
-
 def _rates(trainer: L.Trainer) -> tuple[float, ...]:
     return tuple(float(group["lr"]) for o in trainer.optimizers for group in o.param_groups if "lr" in group)
-
-
-def _level(relative: float) -> float:
-    """What is left to learn; errors beyond that of a constant by their logarithm, since they fall by factors."""
-    return relative if not relative > 1 else 1 + math.log(relative)
 
 
 def _planned(trainer: L.Trainer) -> float:
@@ -302,29 +260,3 @@ def _planned(trainer: L.Trainer) -> float:
     if epochs is not None and epochs != -1 and math.isfinite(batches):
         limit = min(limit, epochs * batches * done / max(1, seen))
     return limit
-
-
-def _stood(finding: Finding, looks: list[tuple[int, float]], trainer: L.Trainer) -> bool:
-    """Whether it has stood for as long as what would heal it may take."""
-    if finding.cause in _CERTAIN or math.isnan(looks[-1][1]):
-        return True
-    heals, planned = _heals(finding), _planned(trainer)
-    if heals != "steps" and not math.isfinite(planned):
-        planned = 3000.0
-    return looks[-1][0] - looks[0][0] >= max(_STANDS_AT_LEAST[heals], _STANDS[heals] * planned)
-
-
-def _falls(looks: list[tuple[int, float]], patience: int, trainer: L.Trainer) -> bool:
-    """Whether the error falls so fast that it will be that of a run that learns by the planned end.
-
-    As fast as in the last two fifths of the steps, or in the looks for which one has patience.
-    """
-    last, now = looks[-1]
-    recent = [look for look in looks if look[0] >= 0.6 * last]
-    first, before = min(recent[0], looks[-min(len(looks), patience)])
-    if math.isnan(now) or math.isnan(before):
-        return False
-    left = _planned(trainer) - last
-    left = left if math.isfinite(left) else 10.0 * (last - first)
-    fall = before - now - 0.005  # less than that is chance
-    return fall > 0 and now - fall * left / max(1, last - first) < LEARNT

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def test_hopeless_runs_are_ended_and_the_others_are_as_they_were(run, capsys):
-    found = run("benchmarks/hopeless_search", "--configurations", 3, "--steps", 150, "--seed", 220)
+    found = run("benchmarks/hopeless_search", "--configurations", 3, "--steps", 150, "--seed", 525)
     assert len(found["runs"]) == 3
     ended = [row for row in found["runs"] if row["cause"] is not None]
     assert found["stopped"] == len(ended) == len(found["errors of the stopped"]) >= 1
