@@ -24,12 +24,15 @@ def find_layer(model: nn.Module, name: str) -> nn.Module:
         The submodule.
 
     Raises:
+        TypeError: if ``name`` is no string.
         ValueError: if there is none; the message has the names that are nearest.
 
     Example:
         >>> find_layer(nn.Sequential(nn.Linear(2, 3), nn.ReLU()), "1")
         ReLU()
     """
+    if not isinstance(name, str):
+        raise TypeError(f"layer: expected the name of a module, got a {type(name).__name__}.")
     modules: dict[str, nn.Module] = dict(model.named_modules(remove_duplicate=False))
     if name in modules:
         return modules[name]

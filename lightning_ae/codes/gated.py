@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lightning_ae.checks import check_whole
 from lightning_ae.codes.identity import CodeOutput
 from lightning_ae.codes.priced import PricedCode, norm1, per_latent
 
@@ -48,8 +49,7 @@ class GatedCode(PricedCode):
 
     def __init__(self, num_latents: int, weight: float, target_l0: float | None = None) -> None:
         super().__init__(weight, target_l0)
-        if not num_latents > 0:
-            raise ValueError(f"num_latents: expected a positive number, got {num_latents}.")
+        num_latents = check_whole("num_latents", num_latents)
         self.log_gain = nn.Parameter(torch.zeros(num_latents))
         self.bias = nn.Parameter(torch.zeros(num_latents))
         self._gates: Tensor | None = None

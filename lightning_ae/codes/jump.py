@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_ae.checks import check_positive, check_share, check_whole
 from lightning_ae.codes.identity import CodeOutput
 from lightning_ae.codes.priced import PricedCode, per_latent
 
@@ -99,14 +100,9 @@ class JumpReLUCode(PricedCode):
         bandwidth: float = 0.5,
     ) -> None:
         super().__init__(weight, target_l0)
-        if not num_latents > 0:
-            raise ValueError(f"num_latents: expected a positive number, got {num_latents}.")
-        if not init_threshold > 0:
-            raise ValueError(f"init_threshold: expected a positive number, got {init_threshold}.")
-        if not 0 < bandwidth < 2:
-            raise ValueError(f"bandwidth: expected a share of the threshold in (0, 2), got {bandwidth}.")
-        self.init_threshold = init_threshold
-        self.bandwidth = bandwidth
+        num_latents = check_whole("num_latents", num_latents)
+        self.init_threshold = check_positive("init_threshold", init_threshold)
+        self.bandwidth = check_share("bandwidth", bandwidth, "()", high=2)
         self.log_scale = nn.Parameter(torch.zeros(num_latents))
 
     @property

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from lightning_ae.checks import check_floating, check_one_of, check_tensor
 from lightning_ae.rebuildable import Rebuildable
 
 Activation = Literal["identity", "sigmoid", "tanh", "relu"]
@@ -73,13 +74,17 @@ class ReconstructionLoss(Rebuildable, nn.Module, ABC):
         return (self.params_per_feature * first, *rest)
 
     def _prepare(self, params: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        check_tensor("x", x, least_dims=2)
+        check_floating("params", params)
         expected = (x.shape[0], *self.params_shape(x.shape[1:]))
         if params.shape != expected:
             raise ValueError(
-                f"{type(self).__name__}: for targets of shape {tuple(x.shape)} the decoder must give {expected}, "
-                f"got {tuple(params.shape)}."
+                f"params: {type(self).__name__}: for targets of shape {tuple(x.shape)} the decoder must give "
+                f"{expected}, got {tuple(params.shape)}."
             )
-        return full_precision(params), full_precision(x)
+        params = full_precision(params)
+        # counts, bytes and masks: as they are, in the precision in which the loss is computed
+        return params, full_precision(x) if x.is_floating_point() else x.to(params.dtype)
 
 
 class PointwiseLoss(ReconstructionLoss):
@@ -107,8 +112,7 @@ class ActivatedLoss(ReconstructionLoss):
 
     def __init__(self, activation: Activation = "identity") -> None:
         super().__init__()
-        if activation not in _ACTIVATIONS:
-            raise ValueError(f"activation: expected one of {sorted(_ACTIVATIONS)}, got {activation!r}.")
+        check_one_of("activation", activation, sorted(_ACTIVATIONS))
         self.output_activation = activation
         self.output_range = _ACTIVATIONS[activation][1]
 

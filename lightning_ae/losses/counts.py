@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, distributions, nn
 from torch.nn import functional
 
+from lightning_ae.checks import check_flag, check_positive, check_whole
 from lightning_ae.losses.base import full_precision
 from lightning_ae.losses.likelihoods import Likelihood
 
@@ -92,12 +93,11 @@ class NegativeBinomialNLL(_CountLikelihood):
         self, num_features: int | None = None, inverse_dispersion: float = 1.0, library_size: bool = False
     ) -> None:
         super().__init__()
-        if not inverse_dispersion > 0:
-            raise ValueError(f"inverse_dispersion: expected a positive number, got {inverse_dispersion}.")
-        shape = () if num_features is None else (num_features,)
+        inverse_dispersion = check_positive("inverse_dispersion", inverse_dispersion)
+        shape = () if num_features is None else (check_whole("num_features", num_features),)
         self.log_inverse_dispersion = nn.Parameter(torch.full(shape, math.log(inverse_dispersion)))
-        self.library_size = library_size
-        if library_size:
+        self.library_size = check_flag("library_size", library_size)
+        if self.library_size:
             self.output_activation = "softmax"
 
     @property

@@ -9,8 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from lightning_ae.checks import check_one_of, check_seed, check_type
 from lightning_ae.losses.base import ActivatedLoss, Activation
-from lightning_ae.losses.perceptual import FrozenModule
+from lightning_ae.losses.perceptual import FrozenModule, load_weights
 
 Net = Literal["alex", "squeeze", "vgg"]
 #: Shortest side that is left with a pixel in the last layer.
@@ -57,8 +58,9 @@ class LPIPSLoss(ActivatedLoss):
         super().__init__(activation)
         from torchmetrics.functional.image.lpips import _LPIPS
 
-        if net not in SMALLEST:
-            raise ValueError(f"net: expected 'alex', 'squeeze' or 'vgg', got {net!r}.")
+        check_one_of("net", net, SMALLEST)
+        check_type("weights", weights, str, Path, None)
+        seed = check_seed("seed", seed)
         if weights not in (None, "DEFAULT") and not Path(weights).is_file():
             raise ValueError(f"weights: expected a file, 'DEFAULT' or None, got {weights!r}.")
         with torch.random.fork_rng(devices=()):
@@ -66,7 +68,7 @@ class LPIPSLoss(ActivatedLoss):
             # the class behind torchmetrics' metric, which checks the range on the host in every call
             network = _LPIPS(net=net, pnet_rand=weights != "DEFAULT", use_dropout=True)
         if weights not in (None, "DEFAULT"):
-            _load_backbone(network.net, torch.load(weights, map_location="cpu", weights_only=True))
+            load_weights(weights, lambda state: _load_backbone(network.net, state))
         self.network = FrozenModule(network)
         self.smallest = SMALLEST[net]
 

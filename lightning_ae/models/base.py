@@ -17,6 +17,7 @@ from torchmetrics import MetricCollection
 
 from lightning_ae.boxes import AutoencoderLike, AutoencoderOutput
 from lightning_ae.checkpoint import load_as
+from lightning_ae.checks import check_non_negative, check_type
 from lightning_ae.codes import Code, Identity
 from lightning_ae.losses import ReconstructionLoss, SquaredError
 from lightning_ae.metrics import reconstruction_metrics
@@ -31,16 +32,9 @@ _SHAPING = (nn.Flatten, nn.Unflatten, nn.Identity, nn.Dropout)
 _RESERVED = {"loss", "reconstruction", "mse", "mae", "fvu", "psnr", "ssim", "ms_ssim"}
 
 
-def _check_type(name: str, value: Any, *types: type | None) -> None:
-    expected = tuple(kind for kind in types if kind is not None)
-    if not (isinstance(value, expected) or (value is None and None in types)):
-        got = f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
-        raise TypeError(f"{name}: expected a {expected[0].__name__}, got {got}.")
-
-
 def check_loss(loss: ReconstructionLoss | None) -> ReconstructionLoss:
     """The loss given, or :class:`SquaredError` for None; a ``TypeError`` for anything else."""
-    _check_type("loss", loss, ReconstructionLoss, None)
+    check_type("loss", loss, ReconstructionLoss, None)
     return SquaredError() if loss is None else loss
 
 
@@ -103,12 +97,14 @@ class Autoencoder(Rebuildable, L.LightningModule):
         batch_key: str = "x",
     ) -> None:
         super().__init__()
-        _check_type("encoder", encoder, nn.Module)
-        _check_type("decoder", decoder, nn.Module)
-        _check_type("code", code, Code, None)
-        _check_type("penalties", penalties, Mapping, None)
+        check_type("encoder", encoder, nn.Module)
+        check_type("decoder", decoder, nn.Module)
+        check_type("code", code, Code, None)
+        check_type("penalties", penalties, Mapping, None)
         for name, penalty in (penalties or {}).items():
-            _check_type(f"penalties[{name!r}]", penalty, Penalty)
+            check_type(f"penalties[{name!r}]", penalty, Penalty)
+        check_type("corruption", corruption, nn.Module, None)
+        check_type("batch_key", batch_key, str)
         self._record(describe(self))
         self.encoder = encoder
         self.decoder = decoder
@@ -117,8 +113,8 @@ class Autoencoder(Rebuildable, L.LightningModule):
         self.penalties = nn.ModuleDict(dict(penalties or {}))
         self.corruption = nn.Identity() if corruption is None else corruption
         # checkpoints have the optimizer's settings, too, and hold no numbers of NumPy
-        self.lr = float(lr)
-        self.weight_decay = float(weight_decay)
+        self.lr = float(check_non_negative("lr", lr))
+        self.weight_decay = float(check_non_negative("weight_decay", weight_decay))
         self.batch_key = batch_key
         self._check_boxes()
 

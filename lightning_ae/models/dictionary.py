@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from lightning_ae.boxes import AutoencoderOutput
+from lightning_ae.checks import check_sequence, check_type
 from lightning_ae.codes import Code, SelectingCode, SparseCode, TopKCode
 from lightning_ae.losses import ReconstructionLoss
 from lightning_ae.models.base import check_loss
@@ -87,9 +88,11 @@ class DictionaryAutoencoder(UpkeptAutoencoder):
     ) -> None:
         code = TopKCode(32) if code is None else code
         loss = check_loss(loss)
+        check_type("penalties", penalties, Mapping, None)
         if penalties is None:
             penalties = {"auxiliary": AuxiliaryK()} if isinstance(code, SelectingCode) else {}
         if prefixes is not None:
+            prefixes = check_sequence("prefixes", prefixes)
             penalties = {**penalties, "prefixes": PrefixReconstruction(prefixes)}
         encoder, decoder = DictionaryEncoder(in_features, num_latents), DictionaryDecoder(num_latents, in_features)
         super().__init__(
