@@ -12,12 +12,15 @@ from numbers import Integral, Real
 from typing import Any, NoReturn, TypeVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
 T = TypeVar("T")
 
 #: The largest whole number that torch takes.
 _MOST = 2**63 - 1
+#: The largest number of single precision, in which nearly all is computed.
+_LARGEST = 3.4028234663852886e38
 
 
 def describe_type(value: object) -> str:
@@ -47,7 +50,12 @@ def _number(name: str, value: Any, expected: str) -> float:
     number = _unwrapped(value)
     if isinstance(number, (bool, np.bool_)) or not isinstance(number, Real):
         _wrong_type(name, expected, value)
-    return int(number) if isinstance(number, Integral) else float(number)
+    if isinstance(number, Integral) and abs(int(number)) < 2**53:
+        return int(number)
+    try:
+        return float(number)
+    except OverflowError:  # a whole number
+        return math.inf if number > 0 else -math.inf
 
 
 def _between(
@@ -63,11 +71,11 @@ def _between(
 ) -> float:
     number = _number(name, value, expected)
     inside = (number > low if above else number >= low) and (number < high if below else number <= high)
-    # a whole number may be too large for a float, which then is not finite
-    too_large = abs(number) == math.inf or (isinstance(number, int) and abs(number) > 1e300)
-    if not inside or (finite and too_large):
-        finite_too = "" if not too_large or "finite" in expected else " that is finite"
-        raise ValueError(f"{name}: expected {expected}{finite_too}, got {value}.")
+    if inside and finite and not abs(number) <= _LARGEST:
+        expected += " that is finite, in single precision" if "finite" not in expected else ", in single precision"
+        inside = False
+    if not inside:
+        raise ValueError(f"{name}: expected {expected}, got {value}.")
     return number
 
 
@@ -232,6 +240,8 @@ def check_sequence(name: str, value: Iterable[Any], of: str = "numbers") -> list
             ...
         TypeError: channels: expected a sequence of numbers, got '64' of type str.
     """
+    if isinstance(value, Tensor) and value.layout != torch.strided:
+        _wrong_type(name, f"a sequence of {of}", value)
     if isinstance(value, (Tensor, np.ndarray)) and value.ndim > 0:
         return list(value.tolist()) if value.ndim == 1 else list(value)
     if isinstance(value, (str, bytes, dict, set, Tensor, np.ndarray)) or not isinstance(value, (Sequence, Iterable)):
@@ -250,7 +260,6 @@ def check_tensor(name: str, value: Any, *, least_dims: int = 0) -> None:
         ValueError: if it has fewer dimensions.
 
     Example:
-        >>> import torch
         >>> check_tensor("counts", torch.zeros(2, dtype=torch.complex64))
         Traceback (most recent call last):
             ...
@@ -260,6 +269,8 @@ def check_tensor(name: str, value: Any, *, least_dims: int = 0) -> None:
         raise TypeError(f"{name}: expected a tensor, got {describe_type(value)}.")
     if value.is_complex():
         raise TypeError(f"{name}: expected real numbers, got {value.dtype}.")
+    if value.layout != torch.strided:
+        raise TypeError(f"{name}: expected a dense tensor, got one of layout {value.layout}; see to_dense().")
     if value.ndim < least_dims:
         shape = ", ".join(["B", "D", "H", "W"][:least_dims])
         raise ValueError(f"{name}: expected a batch ({shape}, ...), got a tensor of shape {tuple(value.shape)}.")
@@ -269,7 +280,6 @@ def check_floating(name: str, value: Any, *, least_dims: int = 0) -> None:
     """A tensor of floating-point numbers, as :func:`check_tensor`.
 
     Example:
-        >>> import torch
         >>> check_floating("h", torch.zeros(2, 3, dtype=torch.int64))
         Traceback (most recent call last):
             ...

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -81,6 +82,20 @@ def with_first_tensor(output: Any, tensor: Tensor) -> Any:
         return output
     items = [tensor if item is old else item for item in output]
     return type(output)(*items) if hasattr(output, "_fields") else type(output)(items)
+
+
+def check_batches(batches: Any) -> None:
+    """A ``TypeError`` for what gives no batches: a string, one tensor without dimensions, a mapping.
+
+    Args:
+        batches: a loader, a list or any other iterable.
+
+    Example:
+        >>> check_batches([torch.zeros(2, 3)])
+    """
+    scalar = isinstance(batches, (Tensor, np.ndarray)) and batches.ndim == 0
+    if scalar or isinstance(batches, (str, bytes, Mapping)) or not isinstance(batches, Iterable):
+        raise TypeError(f"batches: expected an iterable, such as a loader, got a {type(batches).__name__}.")
 
 
 def call(model: nn.Module, batch: Any) -> Any:

@@ -130,7 +130,7 @@ def _describe_part(part: Rebuildable, path: str, seen: dict[int, str]) -> Tree:
 
 def _describe_value(value: Any, path: str, seen: dict[int, str]) -> Any:
     if isinstance(value, np.generic):
-        return value.item()
+        return _describe_value(value.item(), path, seen)
     if value is None or type(value) in (bool, int, float, str, torch.dtype):
         return value
     if isinstance(value, Rebuildable):
@@ -142,7 +142,7 @@ def _describe_value(value: Any, path: str, seen: dict[int, str]) -> Any:
         return items if isinstance(value, list) else tuple(items)
     if isinstance(value, Tensor):
         return value.detach().cpu().clone()
-    if isinstance(value, np.ndarray):
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
         return torch.as_tensor(value)
     if isinstance(value, Path):
         return str(value)

@@ -200,6 +200,7 @@ class GaussianCode(KeepsAttributes, Code):
 
     def statistics(self, h: Tensor) -> dict[str, Tensor]:
         """Means, logarithms of the marginal variances, and nats of each latent, in the latent's shape."""
+        check_floating("h", h)
         parts = self._split(h.detach())
         log_variance = 2 * parts.log_scale
         if parts.below is not None:

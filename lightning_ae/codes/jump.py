@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_ae.checks import check_positive, check_share, check_whole
+from lightning_ae.checks import check_floating, check_positive, check_share, check_whole
 from lightning_ae.codes.identity import CodeOutput
 from lightning_ae.codes.priced import PricedCode, per_latent
 
@@ -23,7 +23,7 @@ class _JumpReLU(torch.autograd.Function):
 
     @staticmethod
     def forward(h: Tensor, threshold: Tensor, bandwidth: float) -> tuple[Tensor, Tensor]:
-        active = h > threshold
+        active = ~(h <= threshold)  # NaN is active, and stays NaN
         return torch.where(active, h, 0), active.flatten(1).sum(1, dtype=torch.float32)
 
     @staticmethod
@@ -114,6 +114,7 @@ class JumpReLUCode(PricedCode):
     @torch.no_grad()
     def set_threshold(self, threshold: Tensor) -> None:
         r"""Take these :math:`\theta > 0`, ``(num_latents,)``, from elsewhere."""
+        check_floating("threshold", threshold)
         if threshold.shape != self.log_scale.shape or not bool((threshold > 0).all()):
             got = f"{tuple(threshold.shape)} with {int((threshold <= 0).sum())} that are not"
             raise ValueError(f"threshold: expected {tuple(self.log_scale.shape)} positive numbers, got {got}.")

@@ -41,8 +41,16 @@ def soft_threshold(c: Tensor, threshold: float | Tensor) -> Tensor:
     check_tensor("c", c)
     c = c if c.is_floating_point() else c.float()
     if not isinstance(threshold, Tensor):
-        threshold = check_non_negative("threshold", threshold, finite=False)
+        threshold = min(check_non_negative("threshold", threshold, finite=False), torch.finfo(c.dtype).max)
     if isinstance(threshold, Tensor):
+        check_tensor("threshold", threshold)
+        try:
+            threshold = threshold.to(c.dtype).expand_as(c)
+        except RuntimeError as error:
+            raise ValueError(
+                f"threshold: expected a number, or a tensor that broadcasts to {tuple(c.shape)}, got "
+                f"{tuple(threshold.shape)}."
+            ) from error
         return c - torch.minimum(torch.maximum(c, -threshold), threshold)
     return c - c.clamp(-threshold, threshold)
 

@@ -253,5 +253,5 @@ def select_from(h: Tensor, select: Select) -> SparseCode:
     if h.ndim != 2:
         raise ValueError(f"h: expected pre-activations (B, n), got {tuple(h.shape)}; flatten them in the encoder.")
     values, indices = select(h.detach())
-    kept = torch.where(values > 0, h.gather(1, indices), torch.zeros_like(values))
+    kept = torch.where(values <= 0, torch.zeros_like(values), h.gather(1, indices))  # NaN stays NaN
     return SparseCode(kept, indices, h.shape[1])

@@ -163,7 +163,7 @@ class BatchTopKCode(SelectingCode):
         # as long as nothing was learned, the k largest of each example
         own = values.topk(self.k, dim=1).values[:, -1:] if h.shape[0] else values[:, :1]
         floor = torch.where(self.threshold < 0, own, self.threshold.to(values))
-        return torch.where(values >= floor, values, torch.zeros_like(values)), indices
+        return torch.where(values < floor, torch.zeros_like(values), values), indices  # NaN stays NaN
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> BatchTopKCode:
         # a model made bfloat16 would round each step of the threshold away

@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from lightning_ae.checks import check_one_of, check_type, check_whole, describe_type
 from lightning_ae.data.shard_writer import ShardWriter
 from lightning_ae.data.shards import ActivationShards
-from lightning_ae.hooks import Forward, activation, call, find_layer, to_device_of, to_rows, undisturbed
+from lightning_ae.hooks import Forward, activation, call, check_batches, find_layer, to_device_of, to_rows, undisturbed
 
 #: Dimensions that a tensor can have.
 _MOST_DIMS = 64
@@ -82,8 +82,7 @@ def collect_activations(
     check_type("model", model, nn.Module)
     check_type("layer", layer, str)
     check_type("out_dir", out_dir, str, Path)
-    if not isinstance(batches, Iterable):
-        raise TypeError(f"batches: expected an iterable, such as a loader, got {describe_type(batches)}.")
+    check_batches(batches)
     for name, function in (("mask_fn", mask_fn), ("forward", forward)):
         if not callable(function) and (function is not None or name == "forward"):
             raise TypeError(f"{name}: expected a function, got {describe_type(function)}.")

@@ -23,9 +23,39 @@ _ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], tuple[float, float]]] 
 }
 
 
-def full_precision(tensor: Tensor) -> Tensor:
-    """Half-precision tensors as float32, others as they are: losses and statistics are computed there."""
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+def full_precision(tensor: Tensor, name: str = "params") -> Tensor:
+    """float32 and float64 as they are, other real numbers as float32: losses and statistics are computed there.
+
+    Args:
+        tensor: of any real type.
+        name: the argument's, for the message.
+
+    Raises:
+        TypeError: if it is no tensor, or a complex one.
+
+    Example:
+        >>> full_precision(torch.ones(2, dtype=torch.bfloat16)).dtype
+        torch.float32
+    """
+    check_tensor(name, tensor)
+    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
+
+
+def value_range(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The least and the largest number in a batch, without dimensions.
+
+    Raises:
+        TypeError: if it is no tensor of real numbers.
+        ValueError: if there is none.
+
+    Example:
+        >>> value_range(torch.tensor([[1.0, 3.0]]))
+        (tensor(1.), tensor(3.))
+    """
+    check_tensor("x", x)
+    if not x.numel():
+        raise ValueError(f"x: expected a batch with numbers in it, got one of shape {tuple(x.shape)}.")
+    return x.amin(), x.amax()
 
 
 class ReconstructionLoss(Rebuildable, nn.Module, ABC):
@@ -82,9 +112,7 @@ class ReconstructionLoss(Rebuildable, nn.Module, ABC):
                 f"params: {type(self).__name__}: for targets of shape {tuple(x.shape)} the decoder must give "
                 f"{expected}, got {tuple(params.shape)}."
             )
-        params = full_precision(params)
-        # counts, bytes and masks: as they are, in the precision in which the loss is computed
-        return params, full_precision(x) if x.is_floating_point() else x.to(params.dtype)
+        return full_precision(params), full_precision(x)
 
 
 class PointwiseLoss(ReconstructionLoss):

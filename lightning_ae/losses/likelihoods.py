@@ -10,7 +10,7 @@ from torch import Tensor, distributions, nn
 from torch.nn import functional
 
 from lightning_ae.checks import check_flag, check_positive
-from lightning_ae.losses.base import PointwiseLoss, full_precision
+from lightning_ae.losses.base import PointwiseLoss, full_precision, value_range
 
 
 class Likelihood(PointwiseLoss):
@@ -144,10 +144,10 @@ class _UnitInterval(Likelihood):
 
     def check(self, x: Tensor) -> None:
         """Targets must lie in [0, 1]."""
-        low, high = x.amin(), x.amax()
-        if low < 0 or high > 1:
+        low, high = (end.float() for end in value_range(x))
+        if not (low >= 0 and high <= 1):
             raise ValueError(
-                f"{type(self).__name__}: targets must lie in [0, 1], got values from {low:.4g} to {high:.4g}. "
+                f"x: {type(self).__name__}: targets must lie in [0, 1], got values from {low:.4g} to {high:.4g}. "
                 "Scale the data, or use GaussianNLL."
             )
 

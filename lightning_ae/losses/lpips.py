@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ae.checks import check_one_of, check_seed, check_type
-from lightning_ae.losses.base import ActivatedLoss, Activation
+from lightning_ae.losses.base import ActivatedLoss, Activation, value_range
 from lightning_ae.losses.perceptual import FrozenModule, load_weights
 
 Net = Literal["alex", "squeeze", "vgg"]
@@ -74,18 +74,18 @@ class LPIPSLoss(ActivatedLoss):
 
     def check(self, x: Tensor) -> None:
         """Targets must lie in [0, 1]."""
-        low, high = x.amin(), x.amax()
-        if low < 0 or high > 1:
-            raise ValueError(f"LPIPSLoss: targets must lie in [0, 1], got values from {low:.4g} to {high:.4g}.")
+        low, high = (end.float() for end in value_range(x))
+        if not (low >= 0 and high <= 1):
+            raise ValueError(f"x: LPIPSLoss: targets must lie in [0, 1], got {low:.4g} to {high:.4g}.")
 
     def forward(self, params: Tensor, x: Tensor) -> Tensor:
         """Perceptual distance of each example, ``(B,)``."""
         params, x = self._prepare(params, x)
         if x.ndim != 4 or x.shape[1] not in (1, 3):
-            raise ValueError(f"LPIPSLoss: expected images (B, 1 or 3, H, W), got {tuple(x.shape)}.")
+            raise ValueError(f"x: LPIPSLoss: expected images (B, 1 or 3, H, W), got {tuple(x.shape)}.")
         if min(x.shape[2:]) < self.smallest:
             raise ValueError(
-                f"LPIPSLoss: expected sides of {self.smallest} pixels or more for this net, got {tuple(x.shape[2:])}."
+                f"x: LPIPSLoss: expected sides of {self.smallest} pixels or more for this net, got {tuple(x.shape[2:])}."
             )
         with torch.autocast(x.device.type, enabled=False):
             images = [image.expand(-1, 3, -1, -1) for image in (self.mean(params), x)]

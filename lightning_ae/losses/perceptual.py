@@ -209,6 +209,8 @@ class TorchvisionFeatures(Rebuildable, nn.Module):
             with torch.random.fork_rng(devices=()):
                 torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs too
                 network = models.get_model(model, weights=None if is_file else weights)
+        except ValueError as error:
+            raise ValueError(f"model: expected the name of one of torchvision's, got {model!r}.") from error
         except KeyError as error:
             raise ValueError(f"weights: neither a file nor weights of {model}: {weights}.") from error
         if is_file:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_ae.checks import check_flag, check_non_negative, check_one_of, check_positive, check_tensor, check_whole
-from lightning_ae.losses.base import ActivatedLoss, Activation, full_precision
+from lightning_ae.losses.base import ActivatedLoss, Activation, full_precision, value_range
 from lightning_ae.losses.dissimilarity import half_dissimilarity, maps, mean_dissimilarity
 from lightning_ae.losses.windows import Blur, blur_for
 
@@ -185,10 +185,10 @@ def check_options(
 
 def check_span(x: Tensor, data_range: float) -> None:
     """Raise a ``ValueError`` if ``x`` spans more than ``data_range``."""
-    low, high = x.amin(), x.amax()
-    if high - low > data_range * (1 + 1e-3):
+    low, high = (end.float() for end in value_range(x))
+    if not high - low <= data_range * (1 + 1e-3):
         raise ValueError(
-            f"data_range: expected at least the span of the targets, which reach from {low:.4g} to {high:.4g}, got "
+            f"x, data_range: expected at least the span of the targets, which reach from {low:.4g} to {high:.4g}, got "
             f"{data_range}. Give the span that the data can have, or scale the data."
         )
 
@@ -202,7 +202,7 @@ def as_images(x_hat: Tensor, x: Tensor, smallest: int) -> tuple[Tensor, Tensor]:
     if x.ndim not in (3, 4, 5):
         raise ValueError(f"x: expected (B, C, L), (B, C, H, W) or (B, C, D, H, W), got the shape {tuple(x.shape)}.")
     if not (x.is_floating_point() and x_hat.is_floating_point()):
-        raise ValueError(f"x: expected floating-point images, got {x_hat.dtype} and {x.dtype}.")
+        raise ValueError(f"x_hat and x: expected floating-point images, got {x_hat.dtype} and {x.dtype}.")
     if min(x.shape[2:]) < smallest:
         raise ValueError(
             f"x: expected images of {smallest} pixels or more along each axis, got {tuple(x.shape[2:])}. "

@@ -7,7 +7,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from lightning_ae.checks import check_finite, check_share, check_type, describe_type
+from lightning_ae.checks import check_finite, check_floating, check_share, check_tensor, check_type, describe_type
 from lightning_ae.losses.base import ReconstructionLoss
 from lightning_ae.rebuildable import KeepsAttributes
 
@@ -88,6 +88,8 @@ class WeightedLoss(KeepsAttributes, ReconstructionLoss):
 
     def terms(self, params: Tensor, x: Tensor) -> dict[str, Tensor]:
         """The weighted sum as ``"reconstruction"``, and the raw losses as ``"reconstruction/<name>"``."""
+        check_floating("params", params)
+        check_tensor("x", x)
         first, x_hat = self._first, self.prediction(params, x)
         raw = {
             name: loss(params if loss is first or loss.output_activation != "identity" else x_hat, x)

@@ -229,7 +229,7 @@ def decoder_overlap(decoder: Tensor) -> Tensor:
         tensor([0.7071, 0.7071, 0.7071])
     """
     check_tensor("decoder", decoder)
-    if decoder.ndim != 2 or decoder.shape[1] < 2:
+    if decoder.ndim != 2 or decoder.shape[1] < 2 or not len(decoder):
         raise ValueError(f"decoder: expected (d, n) with n >= 2, got {tuple(decoder.shape)}.")
     return _max_cosine(decoder, decoder, skip_self=True)
 
@@ -268,7 +268,8 @@ def _max_cosine(atoms: Tensor, among: Tensor, skip_self: bool, names: tuple[str,
             f"{names[0]} and {names[1]}: expected atoms (d, n) and (d, m) in columns, got {(*atoms.shape,)} and "
             f"{(*among.shape,)}."
         )
-    a, b = (functional.normalize(widen(matrix.detach()).t(), dim=1) for matrix in (atoms, among))
+    common = torch.promote_types(widen(atoms).dtype, widen(among).dtype)
+    a, b = (functional.normalize(matrix.detach().to(common).t(), dim=1) for matrix in (atoms, among))
     found = []
     for start in range(0, len(a), 1024):
         cosines = (a[start : start + 1024] @ b.t()).abs()

@@ -65,6 +65,7 @@ def mutual_information_gap(
     """
     metrics = _sklearn("metrics")
     latents, values = _checked(z, factors, continuous)
+    continuous = check_flag("continuous", continuous)
     if check_whole("bins", bins) < 2:
         raise ValueError(f"bins: expected at least 2, got {bins}.")
     latents = np.stack([_binned(column, bins) for column in latents.T], 1)
@@ -123,7 +124,8 @@ def dci(
     """
     ensemble = _sklearn("ensemble")
     latents, values = _checked(z, factors, continuous)
-    trees, seed = check_whole("trees", trees), check_seed("seed", seed, most=2**32 - 1)
+    continuous, trees = check_flag("continuous", continuous), check_whole("trees", trees)
+    seed = check_seed("seed", seed, most=2**32 - 1)
     train, test = _split(len(latents), test_fraction, seed)
     importance, scores = [], []
     for v in values.T:
@@ -172,8 +174,9 @@ def sap(z: Tensor | ArrayLike, factors: Tensor | ArrayLike, *, continuous: bool 
         >>> round(sap(v.float(), v, continuous=True), 4)
         1.0
     """
-    score = _squared_correlation if continuous else _above_chance
+    continuous = check_flag("continuous", continuous)
     latents, values = _checked(z, factors, continuous)
+    score = _squared_correlation if continuous else _above_chance
     return float(np.mean([_gap([score(latent, v) for latent in latents.T]) for v in values.T]))
 
 

@@ -12,6 +12,7 @@ from lightning_ae.checks import check_type, check_whole, describe_type
 from lightning_ae.hooks import (
     Forward,
     call,
+    check_batches,
     find_layer,
     first_tensor,
     from_rows,
@@ -90,8 +91,7 @@ def loss_recovered(
     """
     check_type("model", model, nn.Module)
     feature_dim = check_whole("feature_dim", feature_dim, least=-64, most=64)
-    if not isinstance(batches, Iterable):
-        raise TypeError(f"batches: expected an iterable, such as a loader, got {describe_type(batches)}.")
+    check_batches(batches)
     for name, function in (("splice", splice), ("loss", loss), ("forward", forward), ("mask_fn", mask_fn)):
         if not callable(function) and (function is not None or name != "mask_fn"):
             raise TypeError(f"{name}: expected a function, got {describe_type(function)}.")
@@ -108,6 +108,8 @@ def loss_recovered(
 
     def ablated(rows: Tensor) -> Tensor:
         if isinstance(ablate, Tensor):
+            if ablate.shape not in ((), rows.shape[1:]):
+                raise ValueError(f"ablate: expected a vector ({rows.shape[1]},), got {tuple(ablate.shape)}.")
             return ablate.to(rows).expand_as(rows)
         return rows.mean(0, keepdim=True).expand_as(rows) if ablate == "mean" else torch.zeros_like(rows)
 

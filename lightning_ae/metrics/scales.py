@@ -9,7 +9,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_ae.checks import check_whole, describe_type
-from lightning_ae.metrics.sparsity import check_pair
+from lightning_ae.metrics.sparsity import check_pair, widen
 
 
 class ScaleError(Metric):
@@ -54,7 +54,7 @@ class ScaleError(Metric):
         check_pair(preds, target)
         # long sums: float64, where the device has it
         wide = torch.float32 if target.device.type == "mps" else torch.float64
-        parts = self.parts(target - preds)
+        parts = self.parts(widen(target) - widen(preds))
         if len(parts) != self.num_scales:
             raise ValueError(f"num_scales: expected {len(parts)}, as there are parts, got {self.num_scales}.")
         self.error = self.error + torch.stack([part.to(wide).square().sum() for part in parts])

@@ -200,6 +200,8 @@ def lifetime_sparsity(mean_abs: Tensor, mean_square: Tensor, n: int | Tensor) ->
         )
     if isinstance(n, Tensor):
         check_tensor("n", n)
+        if n.shape not in ((), mean_abs.shape):
+            raise ValueError(f"n: expected one number, or one for each latent, got {tuple(n.shape)}.")
         n = torch.where(n > 1, n, torch.nan)
     elif check_whole("n", n) < 2:
         raise ValueError(f"n: expected at least two examples, got {n}.")

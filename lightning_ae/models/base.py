@@ -17,7 +17,7 @@ from torchmetrics import MetricCollection
 
 from lightning_ae.boxes import AutoencoderLike, AutoencoderOutput
 from lightning_ae.checkpoint import load_as
-from lightning_ae.checks import check_non_negative, check_type
+from lightning_ae.checks import check_non_negative, check_tensor, check_type
 from lightning_ae.codes import Code, Identity
 from lightning_ae.losses import ReconstructionLoss, SquaredError
 from lightning_ae.metrics import reconstruction_metrics
@@ -105,10 +105,11 @@ class Autoencoder(Rebuildable, L.LightningModule):
             check_type(f"penalties[{name!r}]", penalty, Penalty)
         check_type("corruption", corruption, nn.Module, None)
         check_type("batch_key", batch_key, str)
+        loss = check_loss(loss)
         self._record(describe(self))
         self.encoder = encoder
         self.decoder = decoder
-        self.loss = check_loss(loss)
+        self.loss = loss
         self.code = Identity() if code is None else code
         self.penalties = nn.ModuleDict(dict(penalties or {}))
         self.corruption = nn.Identity() if corruption is None else corruption
@@ -261,6 +262,7 @@ class Autoencoder(Rebuildable, L.LightningModule):
 
         Called with the first batch of each stage; it reads from the device.
         """
+        check_tensor("x", x)
         if not x.is_floating_point():
             raise TypeError(
                 f"x: expected floating-point data, got {x.dtype}. Is x the first item of the batch? Scale bytes to "

@@ -16,6 +16,7 @@ from lightning_ae.losses import ReconstructionLoss
 from lightning_ae.models.base import check_loss
 from lightning_ae.models.upkeep import UpkeptAutoencoder
 from lightning_ae.networks import DictionaryDecoder, DictionaryEncoder
+from lightning_ae.networks.shapes import check_input
 from lightning_ae.penalties import AuxiliaryK, Penalty, PrefixReconstruction
 
 
@@ -129,6 +130,7 @@ class DictionaryAutoencoder(UpkeptAutoencoder):
     # -- the flow ---------------------------------------------------------------------------------------------
 
     def _code(self, x: Tensor, *, alone: bool) -> tuple[Any, dict[str, Tensor]]:
+        check_input(x, self.encoder.weight.shape[1:], self.encoder)
         x = x * self.input_scale
         if isinstance(self.code, SelectingCode):
             return self.code.project(x, self.encoder.weight, self.encoder.bias, self.pre_bias, alone=alone), {}

@@ -307,6 +307,9 @@ def optimal_gains(
     shapes = [tuple(part.shape) for part in parts]
     if not parts or any(shape != tuple(x.shape) for shape in shapes):
         raise ValueError(f"parts: expected tensors of the shape {tuple(x.shape)} of x, got {shapes}.")
+    for name, tensors in (("x", [x]), ("parts", parts)):
+        if not all(tensor.isfinite().all() for tensor in tensors):
+            raise ValueError(f"{name}: expected finite numbers, got some that are NaN or infinite.")
     weights = torch.tensor(check_weights("level_weights", level_weights, count, "scale"), dtype=torch.float64)
     rho = torch.tensor(_one_for_each("gain_ridge", gain_ridge, count), dtype=torch.float64)
     rows = torch.stack([part.detach().flatten() for part in parts]).cpu().double()

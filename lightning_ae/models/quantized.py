@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_ae.checks import check_tensor, describe_type
+from lightning_ae.checks import check_tensor, check_type, describe_type
 from lightning_ae.codes.quantized import QuantizedCode, VectorQuantizerCode
 from lightning_ae.losses import ReconstructionLoss
 from lightning_ae.models.base import Autoencoder
@@ -64,9 +64,12 @@ class VectorQuantizedAutoencoder(Autoencoder):
         **kwargs: Any,
     ) -> None:
         if code is None:
+            check_type("decoder", decoder, nn.Module)
             shape = getattr(decoder, "latent_shape", None)
             if shape is None:
-                raise ValueError(f"code: expected one, as {type(decoder).__name__} has no latent_shape; got None.")
+                raise ValueError(
+                    f"code: expected one, as the decoder, a {type(decoder).__name__}, has no latent_shape; got None."
+                )
             code = VectorQuantizerCode(512, shape[0])
         if not isinstance(code, QuantizedCode):
             raise TypeError(f"code: expected a VectorQuantizerCode or its like, got {describe_type(code)}.")

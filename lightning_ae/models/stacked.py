@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ae.boxes import AutoencoderOutput
-from lightning_ae.checks import describe_type
+from lightning_ae.checks import check_floating, describe_type
 from lightning_ae.codes import Code
 from lightning_ae.losses import ReconstructionLoss
 from lightning_ae.models.base import Autoencoder
@@ -151,6 +151,7 @@ class StackedAutoencoder(KeepsAttributes, Autoencoder):
 
     def forward(self, x: Tensor) -> AutoencoderOutput:
         """The last level's latent, pre-activations of ``x``, and the levels' terms, corrupted as in a step."""
+        check_floating("x", x)
         trained = self._trained()
         depth = len(self.levels) if trained is None else trained + 1
         z, params, kept = x, x, {}

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributions, nn
 
-from lightning_ae.checks import check_finite, check_flag, check_sequence, check_type, check_whole
+from lightning_ae.checks import check_finite, check_flag, check_floating, check_sequence, check_type, check_whole
 from lightning_ae.codes.gaussian import GaussianCode
 from lightning_ae.losses import GaussianNLL, Likelihood, ReconstructionLoss
 from lightning_ae.models.base import Autoencoder
@@ -126,6 +126,10 @@ class VariationalAutoencoder(Autoencoder):
         Raises:
             ValueError: if the shapes differ, or there are fewer than two steps.
         """
+        check_floating("x", x)
+        check_floating("y", y)
+        if x.dtype != y.dtype:
+            raise TypeError(f"y: expected {x.dtype} as x is, got {y.dtype}.")
         if x.shape != y.shape:
             raise ValueError(f"y: expected the shape of x, {tuple(x.shape)}, got {tuple(y.shape)}.")
         if check_whole("steps", steps) < 2:
@@ -189,6 +193,7 @@ class VariationalAutoencoder(Autoencoder):
         """
         loss = self._likelihood("iwae_bound")
         count = check_whole("num_samples", num_samples)
+        check_floating("x", x, least_dims=2)
         h = self.encoder(x)
         z, ratio = self.code.draw(h, self._noise(h, count))
         repeated = x.expand(count, *x.shape).flatten(0, 1)
@@ -219,6 +224,7 @@ class VariationalAutoencoder(Autoencoder):
         """
         loss = self._likelihood("log_likelihood")
         count, chunk_size = check_whole("num_samples", num_samples), check_whole("chunk_size", chunk_size)
+        check_floating("x", x, least_dims=2)
         h = torch.cat([self.encoder(rows) for rows in torch.split(x, chunk_size)])
         together = max(1, chunk_size // max(1, len(x)))
         total = torch.full((len(x),), -math.inf, device=x.device)

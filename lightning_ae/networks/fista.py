@@ -57,6 +57,8 @@ def sparse_encode(
             f"dictionary: expected x (B, d) and a dictionary (d, k), got {tuple(x.shape)} and "
             f"{tuple(dictionary.shape)}."
         )
+    if not dictionary.isfinite().all():
+        raise ValueError("dictionary: expected finite numbers, got some that are NaN or infinite.")
     weight, tolerance = check_non_negative("weight", weight), check_non_negative("tolerance", tolerance)
     max_steps, positive = check_whole("max_steps", max_steps, least=0), check_flag("positive", positive)
     dtype = torch.promote_types(torch.promote_types(x.dtype, dictionary.dtype), torch.float32)

@@ -61,7 +61,7 @@ class HaarBands(Scales):
 
     def split(self, x: Tensor) -> list[Tensor]:
         """The coefficients."""
-        self.shapes(x.shape[1:])
+        self._check(x)
         x = widen(x)
         bands = []
         for _ in range(self.levels):
@@ -155,7 +155,7 @@ class LaplacianPyramid(Scales):
 
     def split(self, x: Tensor) -> list[Tensor]:
         """The differences, and the smallest image."""
-        self.shapes(x.shape[1:])
+        self._check(x)
         gaussian = [widen(x)]
         for _ in range(self.levels):
             gaussian.append(self._reduce(gaussian[-1]))

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_ae.checks import check_sequence, check_share, check_type, check_whole, describe_type
+from lightning_ae.checks import check_floating, check_sequence, check_share, check_type, check_whole, describe_type
 from lightning_ae.networks.mlp import MLPDecoder
 from lightning_ae.networks.shapes import check_shape
 from lightning_ae.rebuildable import Rebuildable
@@ -55,6 +55,10 @@ class Scales(Rebuildable, nn.Module, ABC):
     def parts(self, x: Tensor) -> list[Tensor]:
         """The components of data, finest first, which sum to ``x``."""
         return [self.part(band, index, x.shape[1:]) for index, band in enumerate(self.split(x))]
+
+    def _check(self, x: Tensor) -> None:
+        check_floating("x", x, least_dims=3)
+        self.shapes(x.shape[1:])
 
     def _space(self, event_shape: Sequence[int]) -> tuple[int, ...]:
         sizes = check_shape(tuple(event_shape), "event_shape")
@@ -128,7 +132,7 @@ class NestedScales(Scales):
 
     def parts(self, x: Tensor) -> list[Tensor]:
         """The components of data, finest first, which sum to ``x``."""
-        self.shapes(x.shape[1:])
+        self._check(x)
         seen = [widen(x), *(self._project(widen(x), index) for index in range(1, self.num_scales))]
         return [*(fine - coarse for fine, coarse in itertools.pairwise(seen)), seen[-1]]
 

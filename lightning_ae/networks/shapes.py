@@ -25,7 +25,7 @@ def check_shape(shape: Shape, name: str = "in_shape") -> tuple[int, ...]:
         ((64,), (1, 8, 8))
     """
     given: Any = shape
-    sizes = tuple(given) if isinstance(given, Sequence) and not isinstance(given, str) else (given,)
+    sizes = tuple(given) if isinstance(given, Sequence) and not isinstance(given, (str, bytes)) else (given,)
     wrong = f"{name}: expected a positive number or a sequence of them, got {shape!r}."
     if not sizes:
         raise ValueError(wrong)
