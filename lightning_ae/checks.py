@@ -33,6 +33,27 @@ def describe_type(value: object) -> str:
     return f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
 
 
+def outline(value: Any, depth: int = 3) -> str:
+    """What a batch is made of: shapes and types instead of numbers.
+
+    Example:
+        >>> import torch
+        >>> outline({"u": [(torch.zeros(4, 6), "a")]})
+        "{'u': [(tensor (4, 6), str)]}"
+    """
+    if isinstance(value, Tensor):
+        return f"tensor {tuple(value.shape)}"
+    nested = isinstance(value, (dict, list, tuple))
+    if not nested or depth == 0:
+        return type(value).__name__
+    first = list(value.items() if isinstance(value, dict) else value)[:4]
+    rest = ", …" if len(value) > len(first) else ""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key!r}: {outline(item, depth - 1)}" for key, item in first) + rest + "}"
+    inside = ", ".join(outline(item, depth - 1) for item in first) + rest
+    return f"[{inside}]" if isinstance(value, list) else f"({inside})"
+
+
 def _wrong_type(name: str, expected: str, value: object) -> NoReturn:
     text = repr(value)
     shown = text if len(text) <= 60 and "\n" not in text else f"{text[:40].splitlines()[0]}…"
@@ -55,7 +76,7 @@ def _number(name: str, value: Any, expected: str) -> float:
     try:
         return float(number)
     except OverflowError:  # a whole number
-        return math.inf if number > 0 else -math.inf
+        return math.copysign(math.inf, 1 if int(value) > 0 else -1)
 
 
 def _between(

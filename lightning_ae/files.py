@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import types
+import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,3 +43,89 @@ def read_json(path: str | Path, what: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path} is not {what}: expected an object, got a {type(content).__name__}.")
     return content
+
+
+#: Deeper and larger trees than any model's.
+_MOST_DEEP, _MOST_NODES = 64, 100_000
+
+
+def fault_of(tree: Any) -> str | None:
+    """What is wrong with the form of a tree, which is a file's and not to be believed; None if nothing is.
+
+    Example:
+        >>> fault_of({"class_path": 3})
+        'class_path is no text at the top'
+    """
+    todo: list[tuple[Any, str, int]] = [(tree, "", 0)]
+    for _ in range(_MOST_NODES):
+        if not todo:
+            return None
+        node, path, depth = todo.pop()
+        where = f"at {path}" if path else "at the top"
+        if depth > _MOST_DEEP:
+            return f"it is nested deeper than {_MOST_DEEP} levels {where[:80]}"
+        if isinstance(node, Mapping):
+            if not all(isinstance(key, (str, int, float, bool, type(None))) for key in node):
+                return f"a key is no text {where}"
+            for key in ("class_path", "same_as", "not_recorded"):
+                if key in node and not isinstance(node[key], str):
+                    return f"{key} is no text {where}"
+            if "init_args" in node and not _names_arguments(node["init_args"]):
+                return f"init_args are no dict by name {where}"
+            todo += [(item, f"{path}.{key}".strip("."), depth + 1) for key, item in node.items() if key != "init_args"]
+            todo += [(item, f"{path}.{name}".strip("."), depth + 1) for name, item in node.get("init_args", {}).items()]
+        elif isinstance(node, (list, tuple)):
+            todo += [(item, f"{path}.{i}".strip("."), depth + 1) for i, item in enumerate(node)]
+    return f"it has more than {_MOST_NODES} nodes"
+
+
+def _names_arguments(arguments: Any) -> bool:
+    return isinstance(arguments, Mapping) and all(isinstance(name, str) for name in arguments)
+
+
+def refuse_texts(cls: type, arguments: Mapping[str, Any], path: str = "") -> None:
+    """Raise if an argument is a text, or holds one, where the class takes no texts.
+
+    A text of a file is never a number, a module or a class: a parser might import what it names.
+
+    Args:
+        cls: the class.
+        arguments: plain data by name.
+        path: where in the tree they are, for the message.
+
+    Raises:
+        ValueError: if so.
+
+    Example:
+        >>> from lightning_ae import GaussianNLL
+        >>> refuse_texts(GaussianNLL, {"scale": "os.system"})
+        Traceback (most recent call last):
+            ...
+        ValueError: scale: expected no text for a float of GaussianNLL, got 'os.system'.
+    """
+    for name, value in arguments.items():
+        hint = _hint(cls, name)
+        if isinstance(value, str) and not _takes_text(hint, value):
+            where = f"{path}.{name}" if path else name
+            wanted = getattr(hint, "__name__", str(hint)).removeprefix("typing.")
+            raise ValueError(f"{where}: expected no text for a {wanted} of {cls.__name__}, got {value[:60]!r}.")
+
+
+def _hint(cls: type, name: str) -> Any:
+    for base in cls.__mro__:
+        init = vars(base).get("__init__")
+        if init is not None and name in inspect.signature(init).parameters:
+            try:
+                return typing.get_type_hints(init).get(name, Any)
+            except Exception:  # a name that only type checkers know; the constructor has its own checks
+                return Any
+    return Any
+
+
+def _takes_text(hint: Any, text: str) -> bool:
+    origin, inside = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return text in inside
+    if origin in (typing.Union, types.UnionType):
+        return any(_takes_text(part, text) for part in inside)
+    return hint in (Any, object, str, Path) or isinstance(hint, typing.TypeVar)

@@ -85,7 +85,7 @@ class LPIPSLoss(ActivatedLoss):
             raise ValueError(f"x: LPIPSLoss: expected images (B, 1 or 3, H, W), got {tuple(x.shape)}.")
         if min(x.shape[2:]) < self.smallest:
             raise ValueError(
-                f"x: LPIPSLoss: expected sides of {self.smallest} pixels or more for this net, got {tuple(x.shape[2:])}."
+                f"x: LPIPSLoss: expected {self.smallest} pixels a side or more for this net, got {tuple(x.shape[2:])}."
             )
         with torch.autocast(x.device.type, enabled=False):
             images = [image.expand(-1, 3, -1, -1) for image in (self.mean(params), x)]

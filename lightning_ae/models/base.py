@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 from lightning_ae.boxes import AutoencoderLike, AutoencoderOutput
-from lightning_ae.checkpoint import load_as
-from lightning_ae.checks import check_non_negative, check_tensor, check_type
+from lightning_ae.checkpoint import load_as, with_names_of
+from lightning_ae.checks import check_non_negative, check_tensor, check_type, outline
 from lightning_ae.codes import Code, Identity
 from lightning_ae.losses import ReconstructionLoss, SquaredError
 from lightning_ae.metrics import reconstruction_metrics
@@ -198,20 +198,33 @@ class Autoencoder(Rebuildable, L.LightningModule):
         return total
 
     def get_input(self, batch: Any) -> Tensor:
-        """``x`` of a batch that is a tensor, a tuple or list with ``x`` first, or a dict with ``batch_key``."""
+        """``x`` of a batch that is a tensor, a tuple or list with ``x`` first, or a dict with ``batch_key``.
+
+        What the dict has under that key may be a tuple again, as from loaders by name: ``{"x": loader, ...}``.
+        """
         x = batch
-        if isinstance(batch, (tuple, list)) and batch:
-            x = batch[0]
-        elif isinstance(batch, Mapping):
+        if isinstance(batch, Mapping):
             if self.batch_key not in batch:
-                raise ValueError(f"batch_key: the batch has no {self.batch_key!r}, only {sorted(batch)}.")
+                names = sorted(map(str, batch))
+                raise ValueError(f"batch_key: the batch has no {self.batch_key!r}, only {names}.")
             x = batch[self.batch_key]
+        if isinstance(x, (tuple, list)) and x:
+            x = x[0]
         if not isinstance(x, Tensor):
-            raise TypeError(f"A batch must be a tensor, a tuple with one first, or a dict, got {type(batch).__name__}.")
+            raise TypeError(
+                f"batch: expected a tensor, a tuple or list with one first, or a dict with one of these under "
+                f"{self.batch_key!r} (batch_key), got {outline(batch)}. Of several loaders name each, "
+                "{'a': loader, 'b': loader}, and the one to train on as batch_key."
+            )
         return x
 
     def _step(self, batch: Any) -> dict[str, Any]:
         x = self.get_input(batch)
+        if x.ndim and not len(x):
+            raise ValueError(
+                f"x: expected a batch (B, *event) with B > 0, got {tuple(x.shape)}, of which there is no mean; leave "
+                "empty batches out in the loader."
+            )
         output = self(self.corruption(x))
         terms = self.terms(x, output)
         for name, term in terms.items():
@@ -252,7 +265,8 @@ class Autoencoder(Rebuildable, L.LightningModule):
         return torch.optim.AdamW(self.parameters(), lr=self.lr, weight_decay=self.weight_decay)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Make room for what remedies have added to layers, before the weights are loaded."""
+        """Make room for what remedies have added to layers, and take names as they are here, compiled or not."""
+        checkpoint["state_dict"] = with_names_of(self, checkpoint["state_dict"])
         restore_scaling(self, checkpoint["state_dict"])
 
     # -- data and metrics -------------------------------------------------------------------------------------
