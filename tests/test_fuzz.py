@@ -372,7 +372,8 @@ def table() -> dict[str, Call]:
     ]  # fmt: skip
     calls: dict[str, Call] = {f"{type(net).__name__}-{i}": (net, {"x": rows()}) for i, net in enumerate(nets)}
     calls |= {f"{type(net).__name__}": (net, {"z": rows()[:, :2]}) for net in (
-        ae.MLPDecoder(2, 4, (3,)), ae.LinearDecoder(2, 4), ae.DictionaryDecoder(2, 4), ae.ConvDecoder(2, (1, 8, 8), (2,)),
+        ae.MLPDecoder(2, 4, (3,)), ae.LinearDecoder(2, 4), ae.DictionaryDecoder(2, 4),
+        ae.ConvDecoder(2, (1, 8, 8), (2,)),
     )}  # fmt: skip
     calls |= {f"{type(net).__name__}": (net, {"x": images()}) for net in (
         ae.ConvEncoder((1, 8, 8), 2, (2,)), ae.ImageGradients("sobel"),
@@ -390,9 +391,9 @@ def table() -> dict[str, Call]:
         calls |= of_loss(loss, images)
     quantizer = ae.VectorQuantizerCode(4, 2, kmeans=False)
     for code in (
-        ae.Identity(), ae.L1Code(0.1, "relu"), ae.SoftThresholdCode(0.1), ae.KLSparsityCode(0.1, 0.1), ae.GaussianCode(),
-        ae.GatedCode(4, 0.1), ae.JumpReLUCode(4, 0.1), ae.TopKCode(2), ae.BatchTopKCode(2), quantizer,
-        ae.FiniteScalarQuantizerCode([5, 4]),
+        ae.Identity(), ae.L1Code(0.1, "relu"), ae.SoftThresholdCode(0.1), ae.KLSparsityCode(0.1, 0.1),
+        ae.GaussianCode(), ae.GatedCode(4, 0.1), ae.JumpReLUCode(4, 0.1), ae.TopKCode(2), ae.BatchTopKCode(2),
+        quantizer, ae.FiniteScalarQuantizerCode([5, 4]),
     ):  # fmt: skip
         calls |= of_code(code)
     index = torch.tensor([[0, 1], [1, 0]])

@@ -40,7 +40,7 @@ class Recorded(AutoencoderLike, Protocol):
 
 
 class Recorder(L.Callback):
-    """Checks the first batch of each loader of each stage, logs terms and metrics, and keeps the random state for a resumed run.
+    """Checks first batches, logs terms and metrics, and keeps the random state for a resumed run.
 
     ``train/<term>`` is the mean over the examples since the last log step, ``train/<term>_epoch`` that over the epoch;
     ``val/`` and ``test/`` hold the means over the set and the model's metrics.
