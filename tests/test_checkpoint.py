@@ -291,3 +291,43 @@ def test_weights_in_double_precision_stay_what_they_are(make_trainer, tmp_path):
         assert torch.equal(loaded.state_dict()[name], value), name
     x = torch.randn(3, 8, dtype=torch.float64)
     assert torch.equal(loaded.eval().reconstruct(x), model.eval().reconstruct(x))
+
+
+@pytest.mark.parametrize("part", ["encoder", "decoder", "encoder.layers"])
+@torch.no_grad()
+def test_a_model_with_one_part_compiled_loads_and_so_does_it_from_a_plain_file(part, make_trainer, tmp_path):
+    def model(compiled: bool):
+        torch.manual_seed(int(compiled))
+        made = ae.MLPAutoencoder(6, 2, hidden=(4,))
+        if compiled:
+            owner, _, name = part.rpartition(".")
+            owner = made.get_submodule(owner)
+            setattr(owner, name, torch.compile(getattr(owner, name), backend="eager"))
+        return made
+
+    x = torch.rand(3, 6)
+    for compiled in (True, False):
+        saved, path = model(compiled), tmp_path / f"{compiled}.ckpt"
+        trainer = make_trainer()
+        trainer.strategy.connect(saved)
+        trainer.save_checkpoint(path)
+        assert any("_orig_mod" in name for name in torch.load(path)["state_dict"]) == compiled
+        for loaded in (ae.load(path), ae.MLPAutoencoder.load_from_checkpoint(path)):
+            torch.testing.assert_close(loaded.reconstruct(x), saved.reconstruct(x))
+        # into a model that is there, as a Trainer does, compiled or not
+        for other in (model(not compiled), model(compiled)):
+            torch.manual_seed(7)
+            for parameter in other.parameters():
+                torch.nn.init.normal_(parameter)
+            make_trainer().validate(other, ae.TensorDataModule(x), ckpt_path=path, verbose=False)
+            torch.testing.assert_close(other.reconstruct(x), saved.reconstruct(x))
+
+
+def test_a_compiled_part_that_is_passed_again_takes_the_weights(make_trainer, tmp_path):
+    trainer = make_trainer()
+    trainer.strategy.connect(saved := ae.Autoencoder(torch.nn.Linear(6, 2), torch.nn.Linear(2, 6)))
+    trainer.save_checkpoint(tmp_path / "m.ckpt")
+    encoder = torch.compile(torch.nn.Linear(6, 2), backend="eager")
+    loaded = ae.load(tmp_path / "m.ckpt", encoder=encoder, decoder=torch.nn.Linear(2, 6))
+    x = torch.rand(3, 6)
+    torch.testing.assert_close(loaded.reconstruct(x), saved.reconstruct(x))

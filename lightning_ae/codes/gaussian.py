@@ -8,8 +8,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, distributions
 
+from lightning_ae.checks import check_floating, check_non_negative, check_one_of, check_whole
 from lightning_ae.codes.identity import Code, CodeOutput
-from lightning_ae.codes.priced import check_weight
 from lightning_ae.rebuildable import KeepsAttributes
 
 Covariance = Literal["diagonal", "full"]
@@ -106,12 +106,10 @@ class GaussianCode(KeepsAttributes, Code):
         covariance: Covariance = "diagonal",
     ) -> None:
         super().__init__()
-        if covariance not in ("diagonal", "full"):
-            raise ValueError(f"covariance: expected 'diagonal' or 'full', got {covariance!r}.")
-        self.beta = check_weight("beta", beta)
-        self.free_bits = None if free_bits is None else check_weight("free_bits", free_bits)
-        self.capacity = None if capacity is None else check_weight("capacity", capacity)
-        self.covariance = covariance
+        self.beta = check_non_negative("beta", beta)
+        self.free_bits = None if free_bits is None else check_non_negative("free_bits", free_bits)
+        self.capacity = None if capacity is None else check_non_negative("capacity", capacity)
+        self.covariance = check_one_of("covariance", covariance, ("diagonal", "full"))
         self._charge_name()
 
     def _charge_name(self) -> str:
@@ -161,6 +159,7 @@ class GaussianCode(KeepsAttributes, Code):
             )
         if h.ndim < 2:
             raise ValueError(f"h: expected a batch (B, 2D, ...), got {tuple(h.shape)}.")
+        check_floating("h", h)
         size = self.latent_shape(h.shape[1:])[0]
         wide = h.to(torch.promote_types(h.dtype, torch.float32))
         mean, second = wide[:, :size], wide[:, size : 2 * size]
@@ -201,6 +200,7 @@ class GaussianCode(KeepsAttributes, Code):
 
     def statistics(self, h: Tensor) -> dict[str, Tensor]:
         """Means, logarithms of the marginal variances, and nats of each latent, in the latent's shape."""
+        check_floating("h", h)
         parts = self._split(h.detach())
         log_variance = 2 * parts.log_scale
         if parts.below is not None:
@@ -245,7 +245,7 @@ class GaussianCode(KeepsAttributes, Code):
 
     def sample_prior(self, n: int, latent_shape: Sequence[int], like: Tensor) -> Tensor:
         """Draw latents from the prior, ``(n, *latent_shape)``, with the device and dtype of ``like``."""
-        return torch.randn(n, *latent_shape, device=like.device, dtype=like.dtype)
+        return torch.randn(check_whole("n", n, least=0), *latent_shape, device=like.device, dtype=like.dtype)
 
     def extra_repr(self) -> str:
         """What is charged."""

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from lightning_ae.checks import check_floating, check_one_of, check_tensor
 from lightning_ae.rebuildable import Rebuildable
 
 Activation = Literal["identity", "sigmoid", "tanh", "relu"]
@@ -22,9 +23,39 @@ _ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], tuple[float, float]]] 
 }
 
 
-def full_precision(tensor: Tensor) -> Tensor:
-    """Half-precision tensors as float32, others as they are: losses and statistics are computed there."""
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+def full_precision(tensor: Tensor, name: str = "params") -> Tensor:
+    """float32 and float64 as they are, other real numbers as float32: losses and statistics are computed there.
+
+    Args:
+        tensor: of any real type.
+        name: the argument's, for the message.
+
+    Raises:
+        TypeError: if it is no tensor, or a complex one.
+
+    Example:
+        >>> full_precision(torch.ones(2, dtype=torch.bfloat16)).dtype
+        torch.float32
+    """
+    check_tensor(name, tensor)
+    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
+
+
+def value_range(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The least and the largest number in a batch, without dimensions.
+
+    Raises:
+        TypeError: if it is no tensor of real numbers.
+        ValueError: if there is none.
+
+    Example:
+        >>> value_range(torch.tensor([[1.0, 3.0]]))
+        (tensor(1.), tensor(3.))
+    """
+    check_tensor("x", x)
+    if not x.numel():
+        raise ValueError(f"x: expected a batch with numbers in it, got one of shape {tuple(x.shape)}.")
+    return x.amin(), x.amax()
 
 
 class ReconstructionLoss(Rebuildable, nn.Module, ABC):
@@ -73,11 +104,13 @@ class ReconstructionLoss(Rebuildable, nn.Module, ABC):
         return (self.params_per_feature * first, *rest)
 
     def _prepare(self, params: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        check_tensor("x", x, least_dims=2)
+        check_floating("params", params)
         expected = (x.shape[0], *self.params_shape(x.shape[1:]))
         if params.shape != expected:
             raise ValueError(
-                f"{type(self).__name__}: for targets of shape {tuple(x.shape)} the decoder must give {expected}, "
-                f"got {tuple(params.shape)}."
+                f"params: {type(self).__name__}: for targets of shape {tuple(x.shape)} the decoder must give "
+                f"{expected}, got {tuple(params.shape)}."
             )
         return full_precision(params), full_precision(x)
 
@@ -107,8 +140,7 @@ class ActivatedLoss(ReconstructionLoss):
 
     def __init__(self, activation: Activation = "identity") -> None:
         super().__init__()
-        if activation not in _ACTIVATIONS:
-            raise ValueError(f"activation: expected one of {sorted(_ACTIVATIONS)}, got {activation!r}.")
+        check_one_of("activation", activation, sorted(_ACTIVATIONS))
         self.output_activation = activation
         self.output_range = _ACTIVATIONS[activation][1]
 

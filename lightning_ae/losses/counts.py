@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, distributions, nn
 from torch.nn import functional
 
-from lightning_ae.losses.base import full_precision
+from lightning_ae.checks import check_flag, check_positive, check_whole
+from lightning_ae.losses.base import full_precision, value_range
 from lightning_ae.losses.likelihoods import Likelihood
 
 
@@ -18,10 +19,11 @@ class _CountLikelihood(Likelihood):
 
     def check(self, x: Tensor) -> None:
         """Targets must be whole numbers, none negative."""
-        if x.amin() < 0 or (x != x.round()).any():
+        low, high = (end.float() for end in value_range(x))
+        if low < 0 or (x.is_floating_point() and (x != x.round()).any()):
             raise ValueError(
-                f"{type(self).__name__}: targets must be counts 0, 1, 2, …, got values from {x.amin():.4g} to "
-                f"{x.amax():.4g}. Pass raw counts, neither normalised nor log-transformed."
+                f"x: {type(self).__name__}: targets must be counts 0, 1, 2, …, got values from {low:.4g} to "
+                f"{high:.4g}. Pass raw counts, neither normalised nor log-transformed."
             )
 
 
@@ -92,12 +94,11 @@ class NegativeBinomialNLL(_CountLikelihood):
         self, num_features: int | None = None, inverse_dispersion: float = 1.0, library_size: bool = False
     ) -> None:
         super().__init__()
-        if not inverse_dispersion > 0:
-            raise ValueError(f"inverse_dispersion: expected a positive number, got {inverse_dispersion}.")
-        shape = () if num_features is None else (num_features,)
+        inverse_dispersion = check_positive("inverse_dispersion", inverse_dispersion)
+        shape = () if num_features is None else (check_whole("num_features", num_features),)
         self.log_inverse_dispersion = nn.Parameter(torch.full(shape, math.log(inverse_dispersion)))
-        self.library_size = library_size
-        if library_size:
+        self.library_size = check_flag("library_size", library_size)
+        if self.library_size:
             self.output_activation = "softmax"
 
     @property
@@ -194,6 +195,8 @@ class ZeroInflatedNegativeBinomialNLL(NegativeBinomialNLL):
         return torch.where(x == 0, at_zero, functional.softplus(dropout) + nll)
 
     def _split(self, params: Tensor, library: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        if params.ndim < 2 or params.shape[1] % 2:
+            raise ValueError(f"params: expected two blocks (B, 2 * C, ...), got {tuple(params.shape)}.")
         counts, dropout = params.chunk(2, dim=1)
         return self.log_mean(counts, library), dropout
 

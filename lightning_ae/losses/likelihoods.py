@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, distributions, nn
 from torch.nn import functional
 
-from lightning_ae.losses.base import PointwiseLoss, full_precision
+from lightning_ae.checks import check_flag, check_positive
+from lightning_ae.losses.base import PointwiseLoss, full_precision, value_range
 
 
 class Likelihood(PointwiseLoss):
@@ -37,8 +38,9 @@ class Likelihood(PointwiseLoss):
 
         Source: Rissanen 1978, Modeling by shortest data description.
         """
+        resolution = check_positive("resolution", resolution)
         nats: Tensor = self(params, x)
-        return nats / math.log(2) - x[0].numel() * math.log2(resolution)
+        return nats / math.log(2) - math.prod(x.shape[1:]) * math.log2(resolution)
 
 
 class _ScaledLikelihood(Likelihood):
@@ -48,10 +50,8 @@ class _ScaledLikelihood(Likelihood):
 
     def __init__(self, scale: float = 1.0, learn_scale: bool = False) -> None:
         super().__init__()
-        if not scale > 0:
-            raise ValueError(f"scale: expected a positive number, got {scale}.")
-        log_scale = torch.tensor(math.log(scale))
-        if learn_scale:
+        log_scale = torch.tensor(math.log(check_positive("scale", scale)))
+        if check_flag("learn_scale", learn_scale):
             self.log_scale = nn.Parameter(log_scale)
         else:
             self.register_buffer("log_scale", log_scale)
@@ -144,10 +144,10 @@ class _UnitInterval(Likelihood):
 
     def check(self, x: Tensor) -> None:
         """Targets must lie in [0, 1]."""
-        low, high = x.amin(), x.amax()
-        if low < 0 or high > 1:
+        low, high = (end.float() for end in value_range(x))
+        if not (low >= 0 and high <= 1):
             raise ValueError(
-                f"{type(self).__name__}: targets must lie in [0, 1], got values from {low:.4g} to {high:.4g}. "
+                f"x: {type(self).__name__}: targets must lie in [0, 1], got values from {low:.4g} to {high:.4g}. "
                 "Scale the data, or use GaussianNLL."
             )
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.nn import functional
 
+from lightning_ae.checks import check_non_negative, check_sequence
 from lightning_ae.losses.base import ActivatedLoss, Activation
 from lightning_ae.losses.dissimilarity import mean_dissimilarity
 from lightning_ae.losses.ssim import K1, K2, as_images, check_options, check_span
@@ -59,13 +60,10 @@ class MultiScaleSSIMLoss(ActivatedLoss):
         weights: Sequence[float] = PUBLISHED_WEIGHTS,
     ) -> None:
         super().__init__(activation)
-        check_options(data_range, window_size, sigma)
-        if not weights or min(weights) < 0:
-            raise ValueError(f"weights: expected one for each scale, none negative, got {tuple(weights)}.")
-        self.data_range = data_range
-        self.window_size = window_size
-        self.sigma = sigma
-        self.weights = tuple(weights)
+        self.data_range, self.window_size, self.sigma = check_options(data_range, window_size, sigma)
+        self.weights = tuple(check_non_negative("weights", weight) for weight in check_sequence("weights", weights))
+        if not self.weights:
+            raise ValueError("weights: expected one for each scale, got none.")
 
     def check(self, x: Tensor) -> None:
         """Targets must not span more than ``data_range``, by which SSIM is scaled."""

@@ -7,7 +7,8 @@ from typing import Literal, NamedTuple, overload
 import torch
 from torch import Tensor
 
-from lightning_ae.losses.base import ActivatedLoss, Activation, full_precision
+from lightning_ae.checks import check_flag, check_non_negative, check_one_of, check_positive, check_tensor, check_whole
+from lightning_ae.losses.base import ActivatedLoss, Activation, full_precision, value_range
 from lightning_ae.losses.dissimilarity import half_dissimilarity, maps, mean_dissimilarity
 from lightning_ae.losses.windows import Blur, blur_for
 
@@ -108,7 +109,8 @@ def ssim(
         >>> ssim(1 - x, x, parts=True).structure  # a negative
         tensor([-0.8755])
     """
-    check_options(data_range, window_size, sigma, padding)
+    data_range, window_size, sigma = check_options(data_range, window_size, sigma, padding)
+    k1, k2, parts = check_non_negative("k1", k1), check_non_negative("k2", k2), check_flag("parts", parts)
     x_hat, x = as_images(x_hat, x, window_size)
     blur = blur_for(x, window_size, sigma, padding == "same")
     c1, c2 = (k1 * data_range) ** 2, (k2 * data_range) ** 2
@@ -154,10 +156,7 @@ class SSIMLoss(ActivatedLoss):
         padding: Padding = "same",
     ) -> None:
         super().__init__(activation)
-        check_options(data_range, window_size, sigma, padding)
-        self.data_range = data_range
-        self.window_size = window_size
-        self.sigma = sigma
+        self.data_range, self.window_size, self.sigma = check_options(data_range, window_size, sigma, padding)
         self.padding = padding
 
     def check(self, x: Tensor) -> None:
@@ -173,36 +172,37 @@ class SSIMLoss(ActivatedLoss):
         return mean_dissimilarity(x_hat, x, blur, (K1 * self.data_range) ** 2, (K2 * self.data_range) ** 2).mean(1)
 
 
-def check_options(data_range: float, window_size: int, sigma: float, padding: str = "valid") -> None:
-    """Raise a ``ValueError`` that names the option which is off."""
-    if not data_range > 0:
-        raise ValueError(f"data_range: expected a positive number, got {data_range}.")
+def check_options(
+    data_range: float, window_size: int, sigma: float, padding: str = "valid"
+) -> tuple[float, int, float]:
+    """Range, window and its width as numbers, or an error that names the option which is off."""
+    window_size = check_whole("window_size", window_size)
     if window_size < 3 or window_size % 2 == 0:
         raise ValueError(f"window_size: expected an odd number of pixels, 3 or more, got {window_size}.")
-    if not sigma > 0:
-        raise ValueError(f"sigma: expected a positive number of pixels, got {sigma}.")
-    if padding not in ("same", "valid"):
-        raise ValueError(f"padding: expected 'same' or 'valid', got {padding!r}.")
+    check_one_of("padding", padding, ("same", "valid"))
+    return check_positive("data_range", data_range), window_size, check_positive("sigma", sigma)
 
 
 def check_span(x: Tensor, data_range: float) -> None:
     """Raise a ``ValueError`` if ``x`` spans more than ``data_range``."""
-    low, high = x.amin(), x.amax()
-    if high - low > data_range * (1 + 1e-3):
+    low, high = (end.float() for end in value_range(x))
+    if not high - low <= data_range * (1 + 1e-3):
         raise ValueError(
-            f"data_range: expected at least the span of the targets, which reach from {low:.4g} to {high:.4g}, got "
+            f"x, data_range: expected at least the span of the targets, which reach from {low:.4g} to {high:.4g}, got "
             f"{data_range}. Give the span that the data can have, or scale the data."
         )
 
 
 def as_images(x_hat: Tensor, x: Tensor, smallest: int) -> tuple[Tensor, Tensor]:
     """Both as images of one type, float32 or wider, with sides of ``smallest`` or more; else a ``ValueError``."""
+    check_tensor("x_hat", x_hat)
+    check_tensor("x", x)
     if x_hat.shape != x.shape:
         raise ValueError(f"x_hat: expected the shape of x, {tuple(x.shape)}, got {tuple(x_hat.shape)}.")
     if x.ndim not in (3, 4, 5):
         raise ValueError(f"x: expected (B, C, L), (B, C, H, W) or (B, C, D, H, W), got the shape {tuple(x.shape)}.")
     if not (x.is_floating_point() and x_hat.is_floating_point()):
-        raise ValueError(f"x: expected floating-point images, got {x_hat.dtype} and {x.dtype}.")
+        raise ValueError(f"x_hat and x: expected floating-point images, got {x_hat.dtype} and {x.dtype}.")
     if min(x.shape[2:]) < smallest:
         raise ValueError(
             f"x: expected images of {smallest} pixels or more along each axis, got {tuple(x.shape[2:])}. "

@@ -7,6 +7,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
+from lightning_ae.checks import check_finite, check_floating, check_share, check_tensor, check_type, describe_type
 from lightning_ae.losses.base import ReconstructionLoss
 from lightning_ae.rebuildable import KeepsAttributes
 
@@ -44,16 +45,18 @@ class WeightedLoss(KeepsAttributes, ReconstructionLoss):
     def __init__(self, losses: Mapping[str, ReconstructionLoss], weights: Mapping[str, float] | None = None) -> None:
         super().__init__()
         if not isinstance(losses, Mapping):
-            raise TypeError(f"losses: expected a mapping from names to losses, got a {type(losses).__name__}.")
+            raise TypeError(f"losses: expected a mapping from names to losses, got {describe_type(losses)}.")
+        check_type("weights", weights, Mapping, None)
         for name, loss in losses.items():
             if not isinstance(loss, ReconstructionLoss):
-                raise TypeError(f"losses: expected {name!r} to be a ReconstructionLoss, got a {type(loss).__name__}.")
+                raise TypeError(f"losses: expected {name!r} to be a ReconstructionLoss, got {describe_type(loss)}.")
         if not losses:
             raise ValueError("losses: expected at least one, got none.")
         if weights is not None and set(weights) != set(losses):
             raise ValueError(f"weights: expected the names {sorted(losses)}, got {sorted(weights)}.")
         self.losses = nn.ModuleDict(dict(losses))
-        self.weights = dict(weights) if weights is not None else dict.fromkeys(losses, 1.0)
+        given = dict.fromkeys(losses, 1.0) if weights is None else weights
+        self.weights = {name: check_finite(f"weights[{name!r}]", weight) for name, weight in given.items()}
         first = next(iter(losses.values()))
         self.output_activation = first.output_activation
         self.output_range = first.output_range
@@ -85,6 +88,8 @@ class WeightedLoss(KeepsAttributes, ReconstructionLoss):
 
     def terms(self, params: Tensor, x: Tensor) -> dict[str, Tensor]:
         """The weighted sum as ``"reconstruction"``, and the raw losses as ``"reconstruction/<name>"``."""
+        check_floating("params", params)
+        check_tensor("x", x)
         first, x_hat = self._first, self.prediction(params, x)
         raw = {
             name: loss(params if loss is first or loss.output_activation != "identity" else x_hat, x)
@@ -145,8 +150,9 @@ class AlphaMix(WeightedLoss):
     kept = ("alpha",)
 
     def __init__(self, pixel: ReconstructionLoss, perceptual: ReconstructionLoss, alpha: float = 0.5) -> None:
-        if not 0 <= alpha <= 1:
-            raise ValueError(f"alpha: expected a number in [0, 1], got {alpha}.")
+        alpha = check_share("alpha", alpha)
+        check_type("pixel", pixel, ReconstructionLoss)
+        check_type("perceptual", perceptual, ReconstructionLoss)
         super().__init__({"pixel": pixel, "perceptual": perceptual})
         del self.weights  # nobody would read them
         self.alpha = alpha

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from lightning_ae.checks import check_positive, check_tensor, check_whole
+
 
 class BitsPerDim(Metric):
     r"""Bits per dimension: :math:`\frac{1}{nd}\sum_i -\log_2 p(x_i) - \log_2 \delta`.
@@ -39,9 +41,7 @@ class BitsPerDim(Metric):
 
     def __init__(self, resolution: float = 1.0) -> None:
         super().__init__()
-        if not resolution > 0:
-            raise ValueError(f"resolution: expected a positive number, got {resolution}.")
-        self.resolution = resolution
+        self.resolution = check_positive("resolution", resolution)
         self.add_state("nats", torch.tensor(0.0), dist_reduce_fx="sum")
         self.add_state("dims", torch.tensor(0), dist_reduce_fx="sum")
 
@@ -52,6 +52,8 @@ class BitsPerDim(Metric):
             nll: negative log-likelihood of each example in nats, ``(B,)``.
             dims: how many numbers an example has.
         """
+        check_tensor("nll", nll)
+        dims = check_whole("dims", dims)
         # float64, where there is one, so that a data set of any size adds up
         wide = torch.float32 if nll.device.type == "mps" else torch.float64
         self.nats = self.nats + nll.detach().to(wide).sum()

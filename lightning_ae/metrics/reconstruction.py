@@ -11,6 +11,7 @@ from torchmetrics.image import (
     StructuralSimilarityIndexMeasure,
 )
 
+from lightning_ae.checks import check_positive, check_sequence, check_whole
 from lightning_ae.metrics.variance import FractionVarianceUnexplained
 
 # the Gaussian window of SSIM; MS-SSIM halves the image four times and needs a window's width of what is left
@@ -32,10 +33,16 @@ def reconstruction_metrics(event_shape: Sequence[int], data_range: float = 1.0) 
     Returns:
         A collection to update batch by batch, exact under ragged batches and on several devices.
 
+    Raises:
+        TypeError: if the shape is no sequence of whole numbers, or the range no number.
+        ValueError: if one of them is not positive.
+
     Example:
         >>> sorted(reconstruction_metrics((1, 28, 28)))
         ['fvu', 'mae', 'mse', 'psnr', 'ssim']
     """
+    data_range = check_positive("data_range", data_range)
+    event_shape = [check_whole("event_shape", size) for size in check_sequence("event_shape", event_shape)]
     metrics: dict[str, Metric | MetricCollection] = {
         "mse": MeanSquaredError(),
         "mae": MeanAbsoluteError(),

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from lightning_ae.metrics.sparsity import check_pair
+
 
 class FractionVarianceUnexplained(Metric):
     r"""Squared error over total variance: :math:`\sum_i \|x_i - \hat x_i\|^2 / \sum_i \|x_i - \bar x\|^2`.
@@ -44,6 +46,7 @@ class FractionVarianceUnexplained(Metric):
 
     def update(self, preds: Tensor, target: Tensor) -> None:
         """Add a batch of reconstructions and what they should be."""
+        check_pair(preds, target)
         # the variance is a difference of sums of squares: float64, where the device has it
         wide = torch.float32 if target.device.type == "mps" else torch.float64
         target, preds = target.flatten(1).to(wide), preds.flatten(1).to(wide)

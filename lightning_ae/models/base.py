@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 from lightning_ae.boxes import AutoencoderLike, AutoencoderOutput
-from lightning_ae.checkpoint import load_as
+from lightning_ae.checkpoint import load_as, with_names_of
+from lightning_ae.checks import check_non_negative, check_tensor, check_type, outline
 from lightning_ae.codes import Code, Identity
 from lightning_ae.losses import ReconstructionLoss, SquaredError
 from lightning_ae.metrics import reconstruction_metrics
@@ -31,16 +32,9 @@ _SHAPING = (nn.Flatten, nn.Unflatten, nn.Identity, nn.Dropout)
 _RESERVED = {"loss", "reconstruction", "mse", "mae", "fvu", "psnr", "ssim", "ms_ssim"}
 
 
-def _check_type(name: str, value: Any, *types: type | None) -> None:
-    expected = tuple(kind for kind in types if kind is not None)
-    if not (isinstance(value, expected) or (value is None and None in types)):
-        got = f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
-        raise TypeError(f"{name}: expected a {expected[0].__name__}, got {got}.")
-
-
 def check_loss(loss: ReconstructionLoss | None) -> ReconstructionLoss:
     """The loss given, or :class:`SquaredError` for None; a ``TypeError`` for anything else."""
-    _check_type("loss", loss, ReconstructionLoss, None)
+    check_type("loss", loss, ReconstructionLoss, None)
     return SquaredError() if loss is None else loss
 
 
@@ -103,22 +97,25 @@ class Autoencoder(Rebuildable, L.LightningModule):
         batch_key: str = "x",
     ) -> None:
         super().__init__()
-        _check_type("encoder", encoder, nn.Module)
-        _check_type("decoder", decoder, nn.Module)
-        _check_type("code", code, Code, None)
-        _check_type("penalties", penalties, Mapping, None)
+        check_type("encoder", encoder, nn.Module)
+        check_type("decoder", decoder, nn.Module)
+        check_type("code", code, Code, None)
+        check_type("penalties", penalties, Mapping, None)
         for name, penalty in (penalties or {}).items():
-            _check_type(f"penalties[{name!r}]", penalty, Penalty)
+            check_type(f"penalties[{name!r}]", penalty, Penalty)
+        check_type("corruption", corruption, nn.Module, None)
+        check_type("batch_key", batch_key, str)
+        loss = check_loss(loss)
         self._record(describe(self))
         self.encoder = encoder
         self.decoder = decoder
-        self.loss = check_loss(loss)
+        self.loss = loss
         self.code = Identity() if code is None else code
         self.penalties = nn.ModuleDict(dict(penalties or {}))
         self.corruption = nn.Identity() if corruption is None else corruption
         # checkpoints have the optimizer's settings, too, and hold no numbers of NumPy
-        self.lr = float(lr)
-        self.weight_decay = float(weight_decay)
+        self.lr = float(check_non_negative("lr", lr))
+        self.weight_decay = float(check_non_negative("weight_decay", weight_decay))
         self.batch_key = batch_key
         self._check_boxes()
 
@@ -201,20 +198,33 @@ class Autoencoder(Rebuildable, L.LightningModule):
         return total
 
     def get_input(self, batch: Any) -> Tensor:
-        """``x`` of a batch that is a tensor, a tuple or list with ``x`` first, or a dict with ``batch_key``."""
+        """``x`` of a batch that is a tensor, a tuple or list with ``x`` first, or a dict with ``batch_key``.
+
+        What the dict has under that key may be a tuple again, as from loaders by name: ``{"x": loader, ...}``.
+        """
         x = batch
-        if isinstance(batch, (tuple, list)) and batch:
-            x = batch[0]
-        elif isinstance(batch, Mapping):
+        if isinstance(batch, Mapping):
             if self.batch_key not in batch:
-                raise ValueError(f"batch_key: the batch has no {self.batch_key!r}, only {sorted(batch)}.")
+                names = sorted(map(str, batch))
+                raise ValueError(f"batch_key: the batch has no {self.batch_key!r}, only {names}.")
             x = batch[self.batch_key]
+        if isinstance(x, (tuple, list)) and x:
+            x = x[0]
         if not isinstance(x, Tensor):
-            raise TypeError(f"A batch must be a tensor, a tuple with one first, or a dict, got {type(batch).__name__}.")
+            raise TypeError(
+                f"batch: expected a tensor, a tuple or list with one first, or a dict with one of these under "
+                f"{self.batch_key!r} (batch_key), got {outline(batch)}. Of several loaders name each, "
+                "{'a': loader, 'b': loader}, and the one to train on as batch_key."
+            )
         return x
 
     def _step(self, batch: Any) -> dict[str, Any]:
         x = self.get_input(batch)
+        if x.ndim and not len(x):
+            raise ValueError(
+                f"x: expected a batch (B, *event) with B > 0, got {tuple(x.shape)}, of which there is no mean; leave "
+                "empty batches out in the loader."
+            )
         output = self(self.corruption(x))
         terms = self.terms(x, output)
         for name, term in terms.items():
@@ -255,7 +265,8 @@ class Autoencoder(Rebuildable, L.LightningModule):
         return torch.optim.AdamW(self.parameters(), lr=self.lr, weight_decay=self.weight_decay)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Make room for what remedies have added to layers, before the weights are loaded."""
+        """Make room for what remedies have added to layers, and take names as they are here, compiled or not."""
+        checkpoint["state_dict"] = with_names_of(self, checkpoint["state_dict"])
         restore_scaling(self, checkpoint["state_dict"])
 
     # -- data and metrics -------------------------------------------------------------------------------------
@@ -265,6 +276,7 @@ class Autoencoder(Rebuildable, L.LightningModule):
 
         Called with the first batch of each stage; it reads from the device.
         """
+        check_tensor("x", x)
         if not x.is_floating_point():
             raise TypeError(
                 f"x: expected floating-point data, got {x.dtype}. Is x the first item of the batch? Scale bytes to "

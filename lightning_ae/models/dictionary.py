@@ -10,11 +10,13 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from lightning_ae.boxes import AutoencoderOutput
+from lightning_ae.checks import check_sequence, check_type
 from lightning_ae.codes import Code, SelectingCode, SparseCode, TopKCode
 from lightning_ae.losses import ReconstructionLoss
 from lightning_ae.models.base import check_loss
 from lightning_ae.models.upkeep import UpkeptAutoencoder
 from lightning_ae.networks import DictionaryDecoder, DictionaryEncoder
+from lightning_ae.networks.shapes import check_input
 from lightning_ae.penalties import AuxiliaryK, Penalty, PrefixReconstruction
 
 
@@ -87,9 +89,11 @@ class DictionaryAutoencoder(UpkeptAutoencoder):
     ) -> None:
         code = TopKCode(32) if code is None else code
         loss = check_loss(loss)
+        check_type("penalties", penalties, Mapping, None)
         if penalties is None:
             penalties = {"auxiliary": AuxiliaryK()} if isinstance(code, SelectingCode) else {}
         if prefixes is not None:
+            prefixes = check_sequence("prefixes", prefixes)
             penalties = {**penalties, "prefixes": PrefixReconstruction(prefixes)}
         encoder, decoder = DictionaryEncoder(in_features, num_latents), DictionaryDecoder(num_latents, in_features)
         super().__init__(
@@ -126,6 +130,7 @@ class DictionaryAutoencoder(UpkeptAutoencoder):
     # -- the flow ---------------------------------------------------------------------------------------------
 
     def _code(self, x: Tensor, *, alone: bool) -> tuple[Any, dict[str, Tensor]]:
+        check_input(x, self.encoder.weight.shape[1:], self.encoder)
         x = x * self.input_scale
         if isinstance(self.code, SelectingCode):
             return self.code.project(x, self.encoder.weight, self.encoder.bias, self.pre_bias, alone=alone), {}

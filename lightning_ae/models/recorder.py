@@ -40,14 +40,14 @@ class Recorded(AutoencoderLike, Protocol):
 
 
 class Recorder(L.Callback):
-    """Checks the first batch of each stage, logs terms and metrics, and keeps the random state for a resumed run.
+    """Checks first batches, logs terms and metrics, and keeps the random state for a resumed run.
 
     ``train/<term>`` is the mean over the examples since the last log step, ``train/<term>_epoch`` that over the epoch;
     ``val/`` and ``test/`` hold the means over the set and the model's metrics.
     """
 
     def __init__(self) -> None:
-        self._checked: set[str] = set()
+        self._checked: set[tuple[str, int]] = set()
         self._warned = False
         self._train_means = RunningMeans()
         self._eval_means: dict[int, RunningMeans] = {}
@@ -56,8 +56,8 @@ class Recorder(L.Callback):
         self._before_validation: dict[str, Tensor] | None = None
         self._codes: list[Code] = []
 
-    def _check(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any) -> None:
-        stage = str(trainer.state.stage)
+    def _check(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, loader: int = 0) -> None:
+        stage = (str(trainer.state.stage), loader)
         if stage not in self._checked:
             self._checked.add(stage)
             model = _recorded(pl_module)
@@ -73,6 +73,12 @@ class Recorder(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Go on with the random numbers of the interrupted run; with several ranks, give each its own."""
         self._manage_codes(pl_module, True)
+        loaders, reads = trainer.train_dataloader, type(pl_module).get_input  # type: ignore[attr-defined]
+        if isinstance(loaders, (list, tuple)) and len(loaders) > 1 and reads.__module__.startswith(f"{__package__}."):
+            rank_zero_warn(
+                f"A list of {len(loaders)} loaders: of their batches {type(pl_module).__name__} is trained on the "
+                "first alone. Concatenate the data, or override get_input."
+            )
         for penalty in _recorded(pl_module).penalties.values():
             penalty.on_train_start(pl_module)  # type: ignore[operator]
         shard = trainer.distributed_sampler_kwargs
@@ -176,7 +182,7 @@ class Recorder(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Check the first batch."""
-        self._check(trainer, pl_module, batch)
+        self._check(trainer, pl_module, batch, dataloader_idx)
 
     def on_validation_batch_end(
         self,
@@ -204,7 +210,7 @@ class Recorder(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Check the first batch."""
-        self._check(trainer, pl_module, batch)
+        self._check(trainer, pl_module, batch, dataloader_idx)
 
     def on_test_batch_end(
         self,
@@ -226,7 +232,7 @@ class Recorder(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Check the first batch."""
-        self._check(trainer, pl_module, batch)
+        self._check(trainer, pl_module, batch, dataloader_idx)
 
     # -- resuming ---------------------------------------------------------------------------------------------
 

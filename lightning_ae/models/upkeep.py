@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lightning_ae.boxes import AutoencoderOutput
+from lightning_ae.checks import check_flag, check_whole
 from lightning_ae.codes import SelectingCode, SparseCode
 from lightning_ae.losses import ReconstructionLoss
 from lightning_ae.models.base import Autoencoder
@@ -61,13 +62,10 @@ class UpkeptAutoencoder(Autoencoder, ABC):
         **kwargs: Any,
     ) -> None:
         super().__init__(encoder, decoder, loss, **kwargs)
-        for name, value, least in (("dead_after", dead_after, 1), ("resample_every", resample_every, 0)):
-            if not isinstance(value, int) or value < least:
-                raise ValueError(f"{name}: expected a whole number of at least {least}, got {value!r}.")
-        self.unit_norm = unit_norm
-        self.normalize = normalize
-        self.dead_after = dead_after
-        self.resample_every = resample_every
+        self.unit_norm = check_flag("unit_norm", unit_norm)
+        self.normalize = check_flag("normalize", normalize)
+        self.dead_after = check_whole("dead_after", dead_after)
+        self.resample_every = check_whole("resample_every", resample_every, least=0)
         num_latents, in_features = encoder.weight.shape
         self.pre_bias = nn.Parameter(torch.zeros(in_features))
         self.register_buffer("input_scale", torch.tensor(1.0))

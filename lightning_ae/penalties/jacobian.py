@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ae.boxes import AutoencoderLike, AutoencoderOutput
+from lightning_ae.checks import check_whole
 from lightning_ae.codes import Identity
 from lightning_ae.losses.base import full_precision
 from lightning_ae.networks import LinearEncoder, MLPEncoder
@@ -48,9 +49,7 @@ class JacobianPenalty(Penalty):
 
     def __init__(self, weight: float = 0.1, num_projections: int | None = None) -> None:
         super().__init__(weight)
-        if num_projections is not None and num_projections <= 0:
-            raise ValueError(f"num_projections: expected a positive number or None, got {num_projections}.")
-        self.num_projections = num_projections
+        self.num_projections = None if num_projections is None else check_whole("num_projections", num_projections)
 
     def forward(self, x: Tensor, output: AutoencoderOutput, model: AutoencoderLike) -> Tensor:
         """Squared Frobenius norm of each example's Jacobian."""

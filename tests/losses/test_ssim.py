@@ -422,7 +422,7 @@ class TestErrors:
     def test_scales_without_weights(self):
         with pytest.raises(ValueError, match="weights: expected one for each scale"):
             MultiScaleSSIMLoss(weights=())
-        with pytest.raises(ValueError, match=r"weights: .* none negative, got \(0.5, -0.5\)"):
+        with pytest.raises(ValueError, match=r"weights: expected a finite number >= 0, got -0.5"):
             MultiScaleSSIMLoss(weights=(0.5, -0.5))
 
     def test_images(self):

@@ -102,6 +102,55 @@ def test_a_dict_may_have_another_key():
         model().get_input("image")
 
 
+def test_batches_of_loaders_by_name_are_found_and_others_described():
+    x, y = torch.rand(4, 6), torch.rand(4)
+    assert model(batch_key="u").get_input({"u": [x, y], "v": [y]}) is x
+    with pytest.raises(
+        TypeError, match=r"^batch: expected a tensor, .* got \[\(tensor \(4, 6\), tensor \(4,\)\), \(tensor"
+    ):
+        model().get_input([(x, y), (x, y)])
+    with pytest.raises(TypeError, match=r"\(batch_key\), got \{'x': \{'y': tensor \(4, 6\)\}\}"):
+        model().get_input({"x": {"y": x}})
+    with pytest.raises(ValueError, match=r"batch_key: the batch has no 'x', only \['1', 'u'\]"):
+        model().get_input({"u": x, 1: x})
+
+
+def test_it_trains_on_the_loader_that_is_named(make_trainer):
+    loaders = {name: torch.utils.data.DataLoader(torch.rand(8, 6), batch_size=4) for name in ("u", "v")}
+    seen = []
+
+    class Looks(ae.Autoencoder):
+        def training_step(self, batch, batch_idx):
+            seen.append(batch)
+            return super().training_step(batch, batch_idx)
+
+    encoder, decoder = torch.nn.Linear(6, 2), torch.nn.Linear(2, 6)
+    trained = Looks(encoder, decoder, batch_key="v")
+    make_trainer(max_epochs=1).fit(trained, loaders)
+    assert [set(batch) for batch in seen] == [{"u", "v"}] * 2
+    torch.testing.assert_close(trained.get_input(seen[0]), seen[0]["v"])
+
+
+def test_of_a_list_of_loaders_it_says_that_the_first_alone_is_trained_on(make_trainer):
+    loaders = [torch.utils.data.DataLoader(torch.rand(8, 6), batch_size=4) for _ in range(2)]
+    with pytest.warns(UserWarning, match="A list of 2 loaders: .* is trained on the first alone"):
+        make_trainer(max_epochs=1).fit(model(), loaders)
+
+
+@pytest.mark.parametrize("stage", ["fit", "validate", "test"])
+def test_an_empty_later_batch_is_named(make_trainer, stage):
+    batches = [torch.rand(4, 6), torch.rand(0, 6)]
+    loader = torch.utils.data.DataLoader(batches, batch_size=None)
+    with pytest.raises(ValueError, match=r"^x: expected a batch \(B, \*event\) with B > 0, got \(0, 6\)"):
+        getattr(make_trainer(max_epochs=1), stage)(model(), loader)
+
+
+def test_the_first_batch_of_each_loader_is_looked_at(make_trainer):
+    good, bad = (torch.utils.data.DataLoader(torch.full((4, 6), value), batch_size=2) for value in (0.5, float("nan")))
+    with pytest.raises(ValueError, match="x: expected finite numbers"):
+        make_trainer().validate(model(), [good, bad], verbose=False)
+
+
 def test_the_step_gives_detached_outputs_for_callbacks():
     step = model(code=Shrink()).training_step(torch.rand(4, 6), 0)
     assert step["loss"].requires_grad
@@ -584,7 +633,7 @@ def test_two_terms_of_one_name_are_an_error(name):
 
 
 @pytest.mark.parametrize("build", [ae.LinearAutoencoder, ae.MLPAutoencoder, ae.DenoisingAutoencoder])
-@pytest.mark.parametrize("size", [0, -1, 1.5])
-def test_a_latent_without_dimensions_is_an_error(build, size):
-    with pytest.raises(ValueError, match="latent_dim: expected a positive whole number"):
+@pytest.mark.parametrize(("size", "error"), [(0, ValueError), (-1, ValueError), (1.5, TypeError)])
+def test_a_latent_without_dimensions_is_an_error(build, size, error):
+    with pytest.raises(error, match="latent_dim: expected a positive whole number"):
         build(6, size)

@@ -202,7 +202,7 @@ class TestWeightPrior:
     @pytest.mark.parametrize("name", ["noise_variance", "prior_variance", "num_examples"])
     @pytest.mark.parametrize("value", [0, -1])
     def test_numbers_that_are_not_positive_are_an_error(self, name, value):
-        with pytest.raises(ValueError, match=f"{name}: expected a positive number, got {value}"):
+        with pytest.raises(ValueError, match=f"{name}: expected a positive (whole )?number, got {value}"):
             WeightPrior(**{name: value})
 
 
