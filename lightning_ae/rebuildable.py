@@ -112,7 +112,7 @@ def describe(part: Rebuildable) -> Tree:
     Example:
         >>> from lightning_ae import GaussianNLL
         >>> describe(GaussianNLL(scale=0.1))
-        {'class_path': 'lightning_ae.GaussianNLL', 'init_args': {'scale': 0.1, 'learn_scale': False}}
+        {'class_path': 'lightning_ae.GaussianNLL', 'init_args': {'scale': 0.1, 'learn_scale': False, 'min_scale': None}}
     """
     return _describe_part(part, "", {})
 

@@ -10,9 +10,12 @@ from torch import Tensor, distributions
 
 from lightning_ae.checks import check_floating, check_non_negative, check_one_of, check_whole
 from lightning_ae.codes.identity import Code, CodeOutput
+from lightning_ae.limits import soft_limit
 from lightning_ae.rebuildable import KeepsAttributes
 
 Covariance = Literal["diagonal", "full"]
+#: Where the logarithm of a standard deviation is held back; the variance alone would be infinite from 44 on.
+_LIMITS = (-30.0, 10.0)
 
 
 class _Parts(NamedTuple):
@@ -59,6 +62,10 @@ class GaussianCode(KeepsAttributes, Code):
     plus KL is the negative evidence bound. :math:`\beta` is nats for nats whichever loss it is: no loss averages over
     pixels. ``SquaredError`` is no likelihood; its :math:`\beta` equals :math:`2\sigma^2` times that of
     ``GaussianNLL(sigma)``.
+
+    Outside of :math:`e^{-30} < L_{jj} < e^{10}` the encoder's logarithm counts only by its own logarithm
+    (:func:`~lightning_ae.limits.soft_limit`), so that an encoder that starts with huge outputs has a finite KL, and a
+    gradient that brings it back.
 
     Latents are drawn in evaluation too, so that ``val/reconstruction + val/kl`` is the bound; ``encode`` gives the
     mean. :math:`\beta`, ``free_bits`` and ``capacity`` are plain attributes that a schedule may set, kept in
@@ -163,12 +170,13 @@ class GaussianCode(KeepsAttributes, Code):
         size = self.latent_shape(h.shape[1:])[0]
         wide = h.to(torch.promote_types(h.dtype, torch.float32))
         mean, second = wide[:, :size], wide[:, size : 2 * size]
+        log_scale = soft_limit(0.5 * second if self.covariance == "diagonal" else second, *_LIMITS)
         if self.covariance == "diagonal":
-            return _Parts(mean, 0.5 * second, None)
+            return _Parts(mean, log_scale, None)
         rows, columns = torch.tril_indices(size, size, -1, device=h.device)
         below = wide.new_zeros(len(h), size, size)
         below[:, rows, columns] = wide[:, 2 * size :]
-        return _Parts(mean, second, below)
+        return _Parts(mean, log_scale, below)
 
     # -- the flow -----------------------------------------------------------------------------------------------
 

@@ -98,6 +98,15 @@ class ReconstructionLoss(Rebuildable, nn.Module, ABC):
     def check(self, x: Tensor) -> None:
         """Raise a ``ValueError`` if ``x`` holds values that the loss is not defined for. Called once per fit."""
 
+    def within(self, interval: tuple[float, float]) -> None:
+        """Hear in which interval the reconstruction lies, from the loss that owns the activation in a sum of losses."""
+
+    @property
+    def data_interval(self) -> tuple[float, float] | None:
+        """The interval that the data are taken to span, for metrics of images; None if there is no telling."""
+        low, high = self.output_range
+        return (low, high) if math.isfinite(high - low) else None
+
     def params_shape(self, event_shape: Sequence[int]) -> tuple[int, ...]:
         """Shape that the decoder must give for targets of this shape (both without the batch dimension)."""
         first, *rest = event_shape

@@ -72,6 +72,11 @@ class LPIPSLoss(ActivatedLoss):
         self.network = FrozenModule(network)
         self.smallest = SMALLEST[net]
 
+    @property
+    def data_interval(self) -> tuple[float, float]:
+        """[0, 1]."""
+        return 0.0, 1.0
+
     def check(self, x: Tensor) -> None:
         """Targets must lie in [0, 1]."""
         low, high = (end.float() for end in value_range(x))

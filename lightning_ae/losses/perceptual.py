@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast
@@ -81,6 +82,12 @@ class FeatureLoss(ActivatedLoss):
         super().__init__(activation)
         check_type("features", features, nn.Module)
         self.features = FrozenModule(features)
+
+    def check(self, x: Tensor) -> None:
+        """Let the features check the targets, if they have a ``check`` of their own."""
+        check = getattr(self.features.module, "check", None)
+        if callable(check):
+            check(x)
 
     def forward(self, params: Tensor, x: Tensor) -> Tensor:
         """Squared distance in the feature space, ``(B,)``."""
@@ -221,6 +228,16 @@ class TorchvisionFeatures(Rebuildable, nn.Module):
         self.network = create_feature_extractor(network.eval(), {name: name for name in self.layers})
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1), persistent=False)
+
+    def check(self, x: Tensor) -> None:
+        """Warn unless images lie in [0, 1]."""
+        low, high = float(x.amin()), float(x.amax())
+        if low < -0.01 or high > 1.01:
+            warnings.warn(
+                f"TorchvisionFeatures: expected images in [0, 1], which are normalised as ImageNet's were, got values "
+                f"from {low:.4g} to {high:.4g}: the network sees other contrasts than it was trained on.",
+                stacklevel=3,
+            )
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Activations of the layers, in their order."""

@@ -73,6 +73,19 @@ class WeightedLoss(KeepsAttributes, ReconstructionLoss):
                     f"{name!r} {loss.params_per_feature}."
                 )
 
+        self.within(first.output_range)
+
+    def within(self, interval: tuple[float, float]) -> None:
+        """Tell all losses."""
+        for loss in self._named().values():
+            loss.within(interval)
+
+    @property
+    def data_interval(self) -> tuple[float, float] | None:
+        """That of the first loss that knows one."""
+        intervals = (loss.data_interval for loss in self._named().values())
+        return next((interval for interval in intervals if interval is not None), None)
+
     def mean(self, params: Tensor) -> Tensor:
         """The mean of the first loss."""
         return self._first.mean(params)

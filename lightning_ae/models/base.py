@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -301,17 +300,21 @@ class Autoencoder(Rebuildable, L.LightningModule):
             x: the first batch, ``(B, *event)``.
 
         Returns:
-            The collection chosen by the shape of the data: see :func:`reconstruction_metrics`. The range of image
-            data, for PSNR and SSIM, is that of the loss's output if it is bounded, else 1.
+            The collection chosen by the shape of the data: see :func:`reconstruction_metrics`. The interval of image
+            data, for PSNR and SSIM, is the one that the loss takes them to have, else [0, 1].
         """
-        low, high = self.loss.output_range
-        if not math.isfinite(high - low) and x.ndim == 4 and x.amax() - x.amin() > 1:
-            warnings.warn(
-                f"psnr and ssim take images to have a range of 1, but the first batch has {x.amax() - x.amin():.4g}: "
-                "scale them, or override configure_metrics with reconstruction_metrics(shape, data_range).",
-                stacklevel=2,
-            )
-        return reconstruction_metrics(x.shape[1:], data_range=high - low if math.isfinite(high - low) else 1.0)
+        interval = self.loss.data_interval
+        low, high = (0.0, 1.0) if interval is None else interval
+        if interval is None and x.ndim == 4:
+            least, most = float(x.amin()), float(x.amax())
+            if most - least > 1 or least < -0.01:
+                warnings.warn(
+                    "psnr and ssim take images to have a range of 1, from 0 on, but the first batch reaches from "
+                    f"{least:.4g} to {most:.4g}: scale them, or override configure_metrics with "
+                    "reconstruction_metrics(shape, data_range, low=low).",
+                    stacklevel=2,
+                )
+        return reconstruction_metrics(x.shape[1:], data_range=high - low, low=low)
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]

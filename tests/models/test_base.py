@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torchmetrics.functional.image import structural_similarity_index_measure
 
 import lightning_ae as ae
 from lightning_ae.codes import Code, CodeOutput
@@ -549,6 +550,30 @@ def test_float64_data_for_float32_weights_are_an_error(make_trainer):
     loader = torch.utils.data.DataLoader(torch.rand(8, 6, dtype=torch.float64), batch_size=4)
     with pytest.raises(TypeError, match=r"expected torch.float32 as the weights are, got float64"):
         make_trainer().fit(model(), loader)
+
+
+@pytest.mark.parametrize("activation", ["tanh", "sigmoid"])
+def test_ssim_in_validation_is_that_of_intensities_from_0_to_1(activation, make_trainer):
+    """The same pictures in [-1, 1] for a tanh and in [0, 1] for a sigmoid: the same similarity to the same output."""
+    x = torch.rand(4, 1, 12, 12, generator=torch.Generator().manual_seed(0))
+    loader = torch.utils.data.DataLoader(2 * x - 1 if activation == "tanh" else x, batch_size=4)
+    m = ae.ConvAutoencoder((1, 12, 12), 2, channels=(4,), loss=ae.SquaredError(activation))
+    trainer = make_trainer()
+    trainer.validate(m, loader, verbose=False)
+    x_hat = m.reconstruct(next(iter(loader))).detach()
+    x_hat = (x_hat + 1) / 2 if activation == "tanh" else x_hat
+    expected = structural_similarity_index_measure(x_hat, x, data_range=1.0)
+    torch.testing.assert_close(trainer.callback_metrics["val/ssim"], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("x", [torch.rand(4, 1, 12, 12) - 0.5, 255 * torch.rand(4, 1, 12, 12)])
+def test_images_of_an_unknown_range_are_warned_of_unless_the_loss_names_it(x):
+    m = ae.ConvAutoencoder((1, 12, 12), 2, channels=(4,))
+    with pytest.warns(UserWarning, match="psnr and ssim take images to have a range of 1, from 0 on"):
+        m.configure_metrics(x)
+    loss = ae.WeightedLoss({"pixel": ae.SquaredError(), "ssim": ae.SSIMLoss(low=-0.5, data_range=300.0)})
+    metrics = ae.ConvAutoencoder((1, 12, 12), 2, channels=(4,), loss=loss).configure_metrics(x)
+    assert (metrics["ssim"].low, metrics["ssim"].data_range) == (-0.5, 300.0)
 
 
 def test_images_of_another_range_are_warned_of(make_trainer):
