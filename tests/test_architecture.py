@@ -14,15 +14,16 @@ import lightning_ae
 PACKAGE = Path(lightning_ae.__file__).parent
 FOR_ALL = {"rebuildable", "hooks", "boxes"}
 LOW = {"data", "corruption", "networks", "codes", "losses", "metrics"}
-BELOW_PARETO = LOW | FOR_ALL | {"checkpoint", "penalties", "models", "diagnostics", "callbacks"}
+BELOW_PARETO = LOW | FOR_ALL | {"checkpoint", "settings", "penalties", "models", "diagnostics", "callbacks"}
 ALLOWED = {
     "rebuildable": set(),
     "hooks": set(),  # data collect from a layer and metrics splice into it, and neither may import the other
     "boxes": set(),  # penalties and causes ask of models, which import penalties
     **{room: FOR_ALL for room in LOW},
-    "checkpoint": {"rebuildable"},
+    "settings": {"rebuildable"},
+    "checkpoint": {"rebuildable", "settings"},
     "penalties": LOW | FOR_ALL,
-    "models": LOW | FOR_ALL | {"checkpoint", "penalties"},
+    "models": LOW | FOR_ALL | {"checkpoint", "penalties", "settings"},
     "diagnostics": {"metrics", "losses", "models", "boxes", "hooks", "networks", "rebuildable"},
     "callbacks": {"metrics", "losses", "models", "boxes", "hooks", "diagnostics"},
     "pareto": BELOW_PARETO,

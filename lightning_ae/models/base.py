@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import warnings
 from collections.abc import Mapping
@@ -20,8 +19,8 @@ from lightning_ae.checkpoint import load_as
 from lightning_ae.codes import Code, Identity
 from lightning_ae.losses import ReconstructionLoss, SquaredError
 from lightning_ae.metrics import reconstruction_metrics
+from lightning_ae.models.hyperparameters import RecordsArguments
 from lightning_ae.models.recorder import Recorder
-from lightning_ae.networks.standardize import restore_scaling
 from lightning_ae.penalties import Penalty
 from lightning_ae.rebuildable import Rebuildable, describe
 
@@ -44,7 +43,7 @@ def check_loss(loss: ReconstructionLoss | None) -> ReconstructionLoss:
     return SquaredError() if loss is None else loss
 
 
-class Autoencoder(Rebuildable, L.LightningModule):
+class Autoencoder(Rebuildable, RecordsArguments):
     r"""An autoencoder made of boxes: :math:`x \to \text{encoder} \to \text{code} \to \text{decoder} \to \text{loss}`.
 
     The objective of an example is the sum of terms
@@ -121,12 +120,6 @@ class Autoencoder(Rebuildable, L.LightningModule):
         self.weight_decay = float(weight_decay)
         self.batch_key = batch_key
         self._check_boxes()
-
-    def _record(self, tree: dict[str, Any]) -> None:
-        # what save_hyperparameters(tree) does, but for its comparing the tree with every argument, arrays included
-        self._set_hparams(tree)
-        self._hparams_initial = copy.deepcopy(self._hparams)
-        self._log_hyperparams = True
 
     def _check_boxes(self) -> None:
         given, latent = getattr(self.encoder, "h_shape", None), getattr(self.decoder, "latent_shape", None)
@@ -251,12 +244,22 @@ class Autoencoder(Rebuildable, L.LightningModule):
     # -- optimisation -----------------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW with ``lr`` and ``weight_decay``; LightningCLI replaces it if given ``--optimizer``."""
-        return torch.optim.AdamW(self.parameters(), lr=self.lr, weight_decay=self.weight_decay)
+        """AdamW with ``lr`` and ``weight_decay``; LightningCLI replaces it if given ``--optimizer``.
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Make room for what remedies have added to layers, before the weights are loaded."""
-        restore_scaling(self, checkpoint["state_dict"])
+        It gets :meth:`trained_parameters`.
+        """
+        return torch.optim.AdamW(self.trained_parameters(), lr=self.lr, weight_decay=self.weight_decay)
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """Those that ask for gradients when the fit begins; others can get a group and a rate of their own later.
+
+        Raises:
+            ValueError: if all are frozen.
+        """
+        chosen = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        if not chosen:
+            raise ValueError(f"{type(self).__name__}: all parameters are frozen (requires_grad=False); none can train.")
+        return chosen
 
     # -- data and metrics -------------------------------------------------------------------------------------
 

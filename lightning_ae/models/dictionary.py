@@ -185,7 +185,7 @@ class DictionaryAutoencoder(UpkeptAutoencoder):
         fused = (
             precision != "16-mixed" and not clipped and all(p.device.type in ("cpu", "cuda") for p in self.parameters())
         )
-        return torch.optim.AdamW(self.parameters(), lr=self.lr, weight_decay=self.weight_decay, fused=fused)
+        return torch.optim.AdamW(self.trained_parameters(), lr=self.lr, weight_decay=self.weight_decay, fused=fused)
 
     # -- export -----------------------------------------------------------------------------------------------
 
