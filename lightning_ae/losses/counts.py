@@ -16,6 +16,8 @@ class _CountLikelihood(Likelihood):
     output_activation = "exp"
     output_range = (0.0, math.inf)
 
+    lower_bound = 0.0  # probabilities of whole numbers are at most 1
+
     def check(self, x: Tensor) -> None:
         """Targets must be whole numbers, none negative."""
         if x.amin() < 0 or (x != x.round()).any():

@@ -11,6 +11,9 @@ from torch.nn import functional
 
 from lightning_ae.losses.base import PointwiseLoss, full_precision
 
+#: How far beyond [0, 1] numbers in single precision get by rounding.
+_ROUNDING = 1e-5
+
 
 class Likelihood(PointwiseLoss):
     r"""A loss :math:`-\ln p(x \mid a)` in nats: a subclass adds :meth:`sample` to the pointwise terms.
@@ -145,7 +148,8 @@ class _UnitInterval(Likelihood):
     def check(self, x: Tensor) -> None:
         """Targets must lie in [0, 1]."""
         low, high = x.amin(), x.amax()
-        if low < 0 or high > 1:
+        # what rounding leaves, of a division or a resize, is no other value
+        if low < -_ROUNDING or high > 1 + _ROUNDING:
             raise ValueError(
                 f"{type(self).__name__}: targets must lie in [0, 1], got values from {low:.4g} to {high:.4g}. "
                 "Scale the data, or use GaussianNLL."
@@ -171,6 +175,8 @@ class BernoulliNLL(_UnitInterval):
         >>> BernoulliNLL()(torch.zeros(1, 2), torch.tensor([[0.0, 1.0]]))  # 2 ln 2
         tensor([1.3863])
     """
+
+    lower_bound = 0.0  # a cross-entropy
 
     def mean(self, params: Tensor) -> Tensor:
         """Probability of a one."""

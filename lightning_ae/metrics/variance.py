@@ -42,16 +42,21 @@ class FractionVarianceUnexplained(Metric):
         self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
         self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
 
-    def update(self, preds: Tensor, target: Tensor) -> None:
-        """Add a batch of reconstructions and what they should be."""
+    def update(self, preds: Tensor, target: Tensor, mask: Tensor | None = None) -> None:
+        """Add a batch of reconstructions and what they should be; with a mask, of what is there alone."""
         # the variance is a difference of sums of squares: float64, where the device has it
         wide = torch.float32 if target.device.type == "mps" else torch.float64
         target, preds = target.flatten(1).to(wide), preds.flatten(1).to(wide)
+        if mask is not None:
+            there = mask.flatten(1)
+            zero = torch.zeros((), dtype=wide, device=target.device)
+            target, preds = torch.where(there, target, zero), torch.where(there, preds, zero)
         self.error = self.error + (target - preds).square().sum()
         self.square = self.square + target.square().sum()
         self.total = self.total + target.sum(0)
-        self.count = self.count + len(target)
+        self.count = self.count + (len(target) if mask is None else there.sum(0))
 
     def compute(self) -> Tensor:
         """The fraction over all examples; infinite or NaN if the data do not vary at all."""
-        return (self.error / (self.square - self.total.square().sum() / self.count)).float()
+        explained = (self.total.square() / self.count.clamp(min=1)).sum()
+        return (self.error / (self.square - explained)).float()

@@ -70,6 +70,8 @@ class DictionaryAutoencoder(UpkeptAutoencoder):
         (SparseCode(shape=(5, 64), entries=4, dtype=torch.float32), torch.Size([5, 8]))
     """
 
+    takes_mask = False
+
     def __init__(
         self,
         in_features: int,

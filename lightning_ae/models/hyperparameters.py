@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 from lightning.fabric.utilities.data import AttributeDict
 
+from lightning_ae.checkpoint import load_as
 from lightning_ae.networks.standardize import restore_scaling
 from lightning_ae.settings import flat_arguments, settings
 
@@ -44,3 +46,31 @@ class RecordsArguments(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Make room for what remedies have added to layers, before the weights are loaded."""
         restore_scaling(self, checkpoint["state_dict"])
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls,
+        checkpoint_path: str | Path,
+        map_location: Any = None,
+        hparams_file: Any = None,
+        strict: bool | None = None,
+        weights_only: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Rebuild a model of this class, or of a subclass, from a checkpoint: see :func:`lightning_ae.load`.
+
+        Raises:
+            TypeError: if the checkpoint holds another class.
+        """
+        if hparams_file is not None:
+            raise ValueError("hparams_file: not supported; the checkpoint holds all hyperparameters.")
+        trusted = kwargs.pop("trusted", ())
+        return load_as(
+            cls,
+            checkpoint_path,
+            map_location=map_location or "cpu",
+            trusted=trusted,
+            strict=strict is not False,
+            given=kwargs,
+            weights_only=weights_only is not False,
+        )
