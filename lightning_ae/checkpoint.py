@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lightning_ae.files import fault_of
 from lightning_ae.rebuildable import Tree, class_path, rebuild, resolve
+from lightning_ae.settings import restore_settings, settings
 
 M = TypeVar("M", bound=L.LightningModule)
 
@@ -69,7 +70,20 @@ def _restore(
     given: Mapping[str, Any],
 ) -> M:
     with _naming(path):
-        model: M = rebuild(checkpoint["hyper_parameters"], cls=cls, trusted=trusted, given=given)
+        tree = checkpoint["hyper_parameters"]
+        model: M = rebuild(tree, cls=cls, trusted=trusted, given=given)
+        changed = tree.get("settings", {})
+        plain = {name for name, value in given.items() if type(value) in (bool, int, float)}
+        if plain and changed:  # arguments that are passed again count for more than what was set under the old ones
+            others = {name: value for name, value in given.items() if name not in plain}
+            before = settings(rebuild(tree, cls=cls, trusted=trusted, given=others))
+            changed = {
+                path: {
+                    n: v for n, v in numbers.items() if v != before.get(path, {}).get(n) and (path or n not in plain)
+                }
+                for path, numbers in changed.items()
+            }
+        restore_settings(model, changed)
         checkpoint["state_dict"] = with_names_of(model, checkpoint["state_dict"])
         model.on_load_checkpoint(checkpoint)
         _widen(model, checkpoint["state_dict"])
@@ -174,4 +188,4 @@ def read_tree(path: str | Path) -> Tree:
         ValueError: if it is not a readable checkpoint of this package.
     """
     tree: Tree = _read(path, "cpu", weights_only=True)["hyper_parameters"]
-    return tree
+    return {name: node for name, node in tree.items() if name != "settings"}

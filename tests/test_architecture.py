@@ -14,7 +14,7 @@ import lightning_ae
 PACKAGE = Path(lightning_ae.__file__).parent
 FOR_ALL = {"rebuildable", "hooks", "boxes", "checks", "files", "limits"}
 LOW = {"data", "corruption", "networks", "codes", "losses", "metrics"}
-BELOW_PARETO = LOW | FOR_ALL | {"checkpoint", "penalties", "models", "diagnostics", "callbacks"}
+BELOW_PARETO = LOW | FOR_ALL | {"checkpoint", "settings", "penalties", "models", "diagnostics", "callbacks"}
 ALLOWED = {
     "rebuildable": {"files"},
     "checks": set(),
@@ -23,9 +23,10 @@ ALLOWED = {
     "limits": set(),  # of learned scales, in codes and losses
     "boxes": set(),  # penalties and causes ask of models, which import penalties
     **{room: FOR_ALL for room in LOW},
-    "checkpoint": {"rebuildable", "files"},
+    "settings": {"rebuildable"},
+    "checkpoint": {"rebuildable", "files", "settings"},
     "penalties": LOW | FOR_ALL,
-    "models": LOW | FOR_ALL | {"checkpoint", "penalties"},
+    "models": LOW | FOR_ALL | {"checkpoint", "penalties", "settings"},
     "diagnostics": {"metrics", "losses", "models", "boxes", "hooks", "networks", "rebuildable"},
     "callbacks": {"metrics", "losses", "models", "boxes", "hooks", "checks", "files", "diagnostics"},
     "pareto": BELOW_PARETO,

@@ -73,6 +73,10 @@ class ReconstructionLoss(Rebuildable, nn.Module, ABC):
     output_activation: str = "identity"
     #: The interval in which :meth:`mean` lies.
     output_range: tuple[float, float] = (-math.inf, math.inf)
+    #: What no loss of an example can be below, for data that it is defined for.
+    lower_bound: float = -math.inf
+    #: Whether :meth:`forward` and :meth:`terms` take a third argument, ``mask``.
+    takes_mask: bool = False
     #: How many numbers the decoder gives for each number of ``x``; they are blocks along the first event dimension.
     params_per_feature: int = 1
 
@@ -125,16 +129,41 @@ class ReconstructionLoss(Rebuildable, nn.Module, ABC):
 
 
 class PointwiseLoss(ReconstructionLoss):
-    """A loss that is a sum of one term per number of ``x``: a subclass gives :meth:`mean` and :meth:`pointwise`."""
+    """A loss that is a sum of one term per number of ``x``: a subclass gives :meth:`mean` and :meth:`pointwise`.
+
+    Numbers that are missing can be left out by a mask.
+    """
+
+    takes_mask = True
 
     @abstractmethod
     def pointwise(self, params: Tensor, x: Tensor) -> Tensor:
         """The terms, of the shape of ``x``; both arguments are float32 or wider."""
 
-    def forward(self, params: Tensor, x: Tensor) -> Tensor:
-        """Sum of the terms of each example, ``(B,)``."""
+    def forward(self, params: Tensor, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        r"""Sum of the terms of each example, ``(B,)``; with a mask :math:`\sum_i m_i\, \ell(a_i, x_i)`.
+
+        Args:
+            params: the decoder's output.
+            x: the data; where the mask is false it may be anything, NaN too.
+            mask: booleans of the shape of ``x``, true where a number is there; None if all are. What is not there has
+                neither loss nor gradient.
+
+        Returns:
+            The loss of each example.
+        """
         params, x = self._prepare(params, x)
-        return self.pointwise(params, x).flatten(1).sum(1)
+        if mask is None:
+            return self.pointwise(params, x).flatten(1).sum(1)
+        if mask.dtype != torch.bool or mask.shape != x.shape:
+            raise ValueError(f"mask: expected booleans {tuple(x.shape)}, got {mask.dtype} {tuple(mask.shape)}.")
+        zero = torch.zeros((), dtype=x.dtype, device=x.device)
+        terms = self.pointwise(params, torch.where(mask, x, zero))
+        return torch.where(mask, terms, torch.zeros((), dtype=terms.dtype, device=x.device)).flatten(1).sum(1)
+
+    def terms(self, params: Tensor, x: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
+        """The loss as ``"reconstruction"``."""
+        return {"reconstruction": self(params, x) if mask is None else self(params, x, mask)}
 
 
 class ActivatedLoss(ReconstructionLoss):
@@ -146,6 +175,8 @@ class ActivatedLoss(ReconstructionLoss):
     Raises:
         ValueError: if the activation has another name.
     """
+
+    lower_bound = 0.0  # distances are not negative
 
     def __init__(self, activation: Activation = "identity") -> None:
         super().__init__()

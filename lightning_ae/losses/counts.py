@@ -24,6 +24,8 @@ class _CountLikelihood(Likelihood):
     output_range = (0.0, math.inf)
     discrete = True
 
+    lower_bound = 0.0  # probabilities of whole numbers are at most 1
+
     def check(self, x: Tensor) -> None:
         """Targets must be whole numbers, none negative."""
         low, high = (end.float() for end in value_range(x))

@@ -44,17 +44,13 @@ class DiscretizedMixtureNLL(Likelihood):
 
     def __init__(self, num_components: int = 5, levels: int = 256, low: float = 0.0, high: float = 1.0) -> None:
         super().__init__()
-        for name, value, least in (("num_components", num_components, 1), ("levels", levels, 2)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name}: expected a whole number of at least {least}, got {value!r}.")
-        if not 0 < high - low < math.inf:
-            raise ValueError(f"high: expected a finite number above low={low}, got {high}.")
-        self.num_components = num_components
-        self.levels = levels
-        self.low = low
-        self.high = high
+        self.num_components = check_whole("num_components", num_components)
+        self.levels = check_whole("levels", levels, least=2)
+        self.low, self.high = low, high = check_finite("low", low), check_finite("high", high)
+        if not high > low:
+            raise ValueError(f"high: expected a number above low={low}, got {high}.")
         self.output_range = (low, high)
-        self.params_per_feature = 3 * num_components
+        self.params_per_feature = 3 * self.num_components
 
     @abstractmethod
     def log_cell(self, z: Tensor, width: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ from torch.nn import functional
 from lightning_ae.losses.base import full_precision, value_range
 from lightning_ae.losses.likelihoods import Likelihood
 
-
 #: How far beyond [0, 1] numbers in single precision get by rounding.
 _ROUNDING = 1e-5
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import cast
 
@@ -99,13 +100,25 @@ class WeightedLoss(KeepsAttributes, ReconstructionLoss):
         for loss in self._named().values():
             loss.check(x)
 
-    def terms(self, params: Tensor, x: Tensor) -> dict[str, Tensor]:
+    @property
+    def lower_bound(self) -> float:  # type: ignore[override]
+        """0 if no part can be negative."""
+        positive = all(weight >= 0 for weight in self.current_weights().values())
+        return 0.0 if positive and all(loss.lower_bound >= 0 for loss in self._named().values()) else -math.inf
+
+    @property
+    def takes_mask(self) -> bool:  # type: ignore[override]
+        """Whether all of them do."""
+        return all(loss.takes_mask for loss in self._named().values())
+
+    def terms(self, params: Tensor, x: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
         """The weighted sum as ``"reconstruction"``, and the raw losses as ``"reconstruction/<name>"``."""
         check_floating("params", params)
         check_tensor("x", x)
+        masked = () if mask is None else (mask,)
         first, x_hat = self._first, self.prediction(params, x)
         raw = {
-            name: loss(params if loss is first or loss.output_activation != "identity" else x_hat, x)
+            name: loss(params if loss is first or loss.output_activation != "identity" else x_hat, x, *masked)
             for name, loss in self._named().items()
         }
         weights = self.current_weights()
@@ -117,9 +130,9 @@ class WeightedLoss(KeepsAttributes, ReconstructionLoss):
         """The weight of each loss now."""
         return self.weights
 
-    def forward(self, params: Tensor, x: Tensor) -> Tensor:
+    def forward(self, params: Tensor, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """The weighted sum, ``(B,)``."""
-        return self.terms(params, x)["reconstruction"]
+        return self.terms(params, x, mask)["reconstruction"]
 
     def _named(self) -> dict[str, ReconstructionLoss]:
         return cast("dict[str, ReconstructionLoss]", dict(self.losses.items()))

@@ -75,6 +75,8 @@ class DictionaryAutoencoder(UpkeptAutoencoder):
         (SparseCode(shape=(5, 64), entries=4, dtype=torch.float32), torch.Size([5, 8]))
     """
 
+    takes_mask = False
+
     def __init__(
         self,
         in_features: int,
@@ -196,7 +198,7 @@ class DictionaryAutoencoder(UpkeptAutoencoder):
         fused = (
             precision != "16-mixed" and not clipped and all(p.device.type in ("cpu", "cuda") for p in self.parameters())
         )
-        parameters: Any = self.parameters()
+        parameters: Any = self.trained_parameters()
         if self.weight_decay:
             others = [parameter for parameter in parameters if parameter is not self.pre_bias]
             parameters = [{"params": [self.pre_bias], "weight_decay": 0.0}, {"params": others}]

@@ -157,6 +157,8 @@ class MultiScaleAutoencoder(KeepsAttributes, Autoencoder):
         >>> coarse, full = model.stages(torch.ones(2, 1, 8, 8))
     """
 
+    takes_mask = False
+
     kept = ("level_weights", "gain_ridge", "detail")
     decoder: ScaleDecoder
 

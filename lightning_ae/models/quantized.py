@@ -97,11 +97,12 @@ class VectorQuantizedAutoencoder(Autoencoder):
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """As in :class:`Autoencoder`, and the ``indices``."""
-        x = self.get_input(batch)
+        x, mask = self.observed(batch)
         h = self.encoder(self.corruption(x))
         z = self.code.encode(h)
         params = self.decoder(z)
-        prediction, score = self.loss.prediction(params, x), self.loss(params, x)
+        score = self.loss(params, x) if mask is None else self.loss(params, x, mask)
+        prediction = self.loss.prediction(params, x)
         return {"z": z, "reconstruction": prediction, "score": score, "indices": self.code.indices(h)}
 
     def bits_per_example(self) -> float:

@@ -82,6 +82,8 @@ class StackedAutoencoder(KeepsAttributes, Autoencoder):
         ['reconstruction', 'level_0', 'level_1']
     """
 
+    takes_mask = False
+
     kept = ("level_weights", "training_level")
     decoder: StackedDecoder
     levels: nn.ModuleList

@@ -542,7 +542,7 @@ def test_a_loss_that_stops_being_finite_is_warned_of(make_trainer):
     x = torch.rand(64, 6)
     x[1:] = torch.where(torch.arange(63)[:, None] > 40, math.inf, x[1:])
     loader = torch.utils.data.DataLoader(x, batch_size=8)
-    with pytest.warns(UserWarning, match=r"train/loss is not finite at step 8: look for NaN in the data"):
+    with pytest.warns(UserWarning, match=r"train/reconstruction is not finite: look for NaN in the data .* at step 8"):
         make_trainer(log_every_n_steps=8).fit(model(), loader)
 
 
