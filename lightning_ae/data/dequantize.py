@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_ae.data.checks import check_int
+from lightning_ae.checks import check_tensor, check_whole
 
 
 def dequantize(x: Tensor, levels: int = 256, generator: torch.Generator | None = None) -> Tensor:
@@ -42,9 +42,10 @@ def dequantize(x: Tensor, levels: int = 256, generator: torch.Generator | None =
         >>> (256 * y).floor()  # the bytes are still there
         tensor([  0., 255.])
     """
+    check_tensor("x", x)
     if not x.is_floating_point():
         raise TypeError(f"x: expected floating-point values in [0, 1], got {x.dtype}; divide bytes by 255.")
-    check_int("levels", levels, least=2)
+    check_whole("levels", levels, least=2)
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     bins = (wide * (levels - 1)).round()
     u = torch.rand(x.shape, dtype=wide.dtype, device=x.device, generator=generator)

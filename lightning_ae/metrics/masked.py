@@ -96,8 +96,9 @@ class MaskedVarianceUnexplained(Metric):
         if not len(self.moments):
             return torch.tensor(torch.nan, device=self.device)
         rows = self.moments if isinstance(self.moments, Tensor) else torch.cat(list(self.moments))
-        _, _, off, error = _merged(list(rows.split(1)))[0]
-        return (error.sum() / off.sum()).float()
+        _, _, off, error = _merged([row[None] for row in rows])[0]
+        found: Tensor = error.sum() / off.sum()
+        return found.float()
 
 
 def _merged(rows: list[Tensor]) -> Tensor:
