@@ -40,6 +40,7 @@ class DiscretizedMixtureNLL(Likelihood):
     """
 
     discrete = True
+    lower_bound = 0.0
     output_activation = "mixture_mean"
 
     def __init__(self, num_components: int = 5, levels: int = 256, low: float = 0.0, high: float = 1.0) -> None:

@@ -52,6 +52,7 @@ class BernoulliNLL(_UnitInterval):
     """
 
     discrete = True
+    lower_bound = 0.0  # a cross-entropy
 
     def mean(self, params: Tensor) -> Tensor:
         """Probability of a one."""
