@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_ae.diagnostics.attach import DiagnosticsReport
 from lightning_ae.diagnostics.causes import CAUSES, Evidence, Finding, find
-from lightning_ae.diagnostics.causes.base import Severity
+from lightning_ae.diagnostics.causes.base import Heals, Severity
 from lightning_ae.diagnostics.monitored import Monitored
 from lightning_ae.diagnostics.monitors.latent_sparsity import Latent
 from lightning_ae.diagnostics.remedies import DeadUnitReviver
@@ -21,8 +21,8 @@ LEARNT = 0.9
 #: From one look to the next the steps grow by this share; where something was learnt, by the second.
 _GROWTH, _GROWTH_LEARNT = 0.15, 0.25
 #: Share of the planned steps for which a cause has to stand, by what would heal it, and steps at least.
-_STANDS = {"never": 0.1, "rate": 0.04, "weights": 0.04, "steps": 0.25}
-_STANDS_AT_LEAST = {"never": 64, "rate": 32, "weights": 32, "steps": 100}
+_STANDS = {"rate": 0.04, "never": 0.1, "weights": 0.1, "steps": 0.25}
+_STANDS_AT_LEAST = {"rate": 32, "never": 64, "weights": 64, "steps": 100}
 _SERIOUS = {"error": 0, "warning": 1, "info": 2}
 #: Errors with which nothing at all can be learnt; with others that do not go away some runs learn something.
 _CERTAIN = {"constant_softmax", "broadcast_pair", "constant_data", "no_gradient"}
@@ -56,10 +56,10 @@ class StopHopeless(Monitored):
     * there is a finding at least as severe as ``severity`` that does not go away by going on, by ``heals`` in
       :data:`lightning_ae.diagnostics.causes.CAUSES`. What makes learning impossible (a loss that is not finite any
       more, no gradient, data that do not vary, predictions that are broadcast, a softmax over one unit) ends the fit at
-      once. Other causes have to stand for a share of the planned steps: those that ``"never"`` heal, with which some
-      runs yet learn, 10 %; what another learning ``"rate"`` would heal, where no schedule turns it, or other
-      ``"weights"`` of the terms, in a model of ours where they are constant, 4 %; what more ``"steps"`` may heal, as
-      vanishing gradients or data of a wild scale, a quarter, and all the time if no end is planned.
+      once. Other causes have to stand for a share of the planned steps: what another learning ``"rate"`` would heal,
+      where no schedule turns it, 4 %; what ``"never"`` heals, with which some runs yet learn, or other ``"weights"`` of
+      the terms would, in a model of ours where they are constant, 10 %; what more ``"steps"`` may heal, as vanishing
+      gradients, dead units or data of a wild scale, a quarter, and all the time if no end is planned.
 
     That a run is short, that the output is constant, or a part frozen, ends nothing.
 
@@ -213,7 +213,7 @@ class StopHopeless(Monitored):
 
     def _lasts(self, finding: Finding, e: Evidence, trainer: L.Trainer) -> bool:
         """Whether it does not go away by going on as it is."""
-        heals, losses = CAUSES[finding.cause].heals, e.curve("loss")[1]
+        heals, losses = _heals(finding), e.curve("loss")[1]
         finite = all(math.isfinite(loss) for loss in losses[-2:])
         if finding.cause == "nonfinite_data" or (finding.cause in _NOT_FINITE and not all(map(math.isfinite, losses))):
             return not any(math.isfinite(loss) for loss in losses[-2:])
@@ -224,7 +224,7 @@ class StopHopeless(Monitored):
         revived = any(isinstance(c, DeadUnitReviver) for c in trainer.callbacks)  # type: ignore[attr-defined]
         if revived and finding.cause in ("dead_units", "no_gradient"):
             return False
-        if heals == "rate":
+        if CAUSES[finding.cause].heals == "rate":
             return not trainer.lr_scheduler_configs
         # weights that a module turns by itself are not seen
         known = e.ours and bool(e.output.weights)
@@ -276,6 +276,15 @@ class StopHopeless(Monitored):
         return {**self.__dict__, "_host": None, "trial": None}
 
 
+def _heals(finding: Finding) -> Heals:
+    """By what it can go away, which its measure may tell better than its cause."""
+    if finding.cause == "dead_units" and finding.value == 1:
+        return "never"  # nothing passes, forward or backward
+    if finding.cause == "learning_rate_high" and finding.measure == "gradient_norm":
+        return "steps"  # gradients fall on a plateau, too
+    return CAUSES[finding.cause].heals
+
+
 def _rates(trainer: L.Trainer) -> tuple[float, ...]:
     return tuple(float(group["lr"]) for o in trainer.optimizers for group in o.param_groups if "lr" in group)
 
@@ -299,7 +308,7 @@ def _stood(finding: Finding, looks: list[tuple[int, float]], trainer: L.Trainer)
     """Whether it has stood for as long as what would heal it may take."""
     if finding.cause in _CERTAIN or math.isnan(looks[-1][1]):
         return True
-    heals, planned = CAUSES[finding.cause].heals, _planned(trainer)
+    heals, planned = _heals(finding), _planned(trainer)
     if heals != "steps" and not math.isfinite(planned):
         planned = 3000.0
     return looks[-1][0] - looks[0][0] >= max(_STANDS_AT_LEAST[heals], _STANDS[heals] * planned)

@@ -3,17 +3,22 @@
 A convolutional autoencoder on 28×28 images is trained under the Trainer, looked at on every second step, so that steps
 with and without alternate in one run and drift of the machine cancels. The cost of a look is the difference of the
 medians; its share of a step is given if every step is looked at, and at the monitors' default (one step in 25), where
-the time of a log (one in 50 steps) is added. The whole is checked by timing fits with and without monitors in turns.
+the time of a log (one in 50 steps) and of the hooks on steps that are not looked at is added. The whole is checked by
+timing fits with and without monitors in turns.
 
 * ours: DeadReLUMonitor, GradientSaturationMonitor, LatentSparsityMonitor, each alone and all together, and the report,
   which looks at data, losses and parameters besides;
 * naive: a forward hook on each ReLU that reads `(y > 0).float().mean().item()`;
 * wandb: `wandb.watch(model, log="all")`, if installed, with a run that stays offline.
 
+On a machine that others use too, `--clock cpu --threads 1` counts the processor's time of this process instead of what
+has passed: a step and a look lose the caches to others alike, but are not stopped meanwhile.
+
 On a GPU time is measured with a synchronisation at both ends of a step, and `--sync-debug` makes any synchronisation
 within the hooks an error.
 
     python recipes/benchmarks/diagnostics.py
+    python recipes/benchmarks/diagnostics.py --network mlp --batch-size 100
     python recipes/benchmarks/diagnostics.py --accelerator cuda --sync-debug
 """
 
@@ -36,6 +41,9 @@ import lightning_ae as ae
 from lightning_ae.diagnostics.watch.probe import Probe
 
 DEFAULT_EVERY, LOG_EVERY = 25, 50
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+HOOKS = ("on_train_batch_start", "on_before_backward", "on_before_optimizer_step", "on_train_batch_end")
+clock = CLOCKS["wall"]
 
 
 class Stopwatch(L.Callback):
@@ -109,7 +117,7 @@ def now(module: L.LightningModule) -> float:
     """The time, when the device has caught up."""
     if module.device.type == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter()
+    return clock()
 
 
 def monitors(every: int, names: str = "dsl") -> list[L.Callback]:
@@ -145,9 +153,9 @@ def fit(callbacks: list[L.Callback], steps: int, args: argparse.Namespace, log_e
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    start = time.perf_counter()
+    start = clock()
     trainer.fit(model, data)
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def look(callbacks: list[L.Callback], args: argparse.Namespace) -> tuple[float, float]:
@@ -162,19 +170,39 @@ def look(callbacks: list[L.Callback], args: argparse.Namespace) -> tuple[float, 
     return 1e3 * without, 1e3 * looked
 
 
-def log_time(args: argparse.Namespace) -> float:
+def idle_time(callbacks: list[L.Callback], args: argparse.Namespace) -> float:
+    """Milliseconds of the hooks in a step that is not looked at, with what Lightning asks of a callback for each."""
+    times: dict[tuple[int, str], list[float]] = {}
+
+    def timed(hook: Callable[..., None], callback: L.Callback, where: list[float]) -> Callable[..., None]:
+        def run(*given: Any) -> None:
+            start = clock()
+            _ = callback.state_key
+            hook(*given)
+            where.append(clock() - start)
+
+        return run
+
+    for i, callback in enumerate(callbacks):
+        for name in HOOKS:
+            setattr(callback, name, timed(getattr(callback, name), callback, times.setdefault((i, name), [])))
+    fit(callbacks, args.steps // 2, args)
+    return 1e3 * sum(statistics.median(found) for found in times.values())
+
+
+def log_time(callbacks: list[L.Callback], args: argparse.Namespace) -> float:
     """Milliseconds of a log: reduction, copy, figures."""
     times: list[float] = []
     read = Probe.log
 
     def timed(self: Probe, *given: Any, **named: Any) -> None:
-        start = time.perf_counter()
+        start = clock()
         read(self, *given, **named)
-        times.append(time.perf_counter() - start)
+        times.append(clock() - start)
 
     Probe.log = timed  # type: ignore[method-assign]
     try:
-        fit(monitors(2), args.steps // 2, args, log_every=2)
+        fit(callbacks, args.steps // 2, args, log_every=2)
     finally:
         Probe.log = read  # type: ignore[method-assign]
     return 1e3 * statistics.median(times[2:])
@@ -190,8 +218,11 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     parser.add_argument("--network", choices=["conv", "mlp"], default="conv", help="mlp: 784-128-16-128-784")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--accelerator", default="cpu")
+    parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
     parser.add_argument("--sync-debug", action="store_true", help="on CUDA, a synchronisation within the hooks raises")
     args = parser.parse_args(argv)
+    global clock
+    clock = CLOCKS[args.clock]
     torch.set_num_threads(args.threads)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
@@ -217,11 +248,17 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     for _ in range(args.repeats):
         for name, make in measured.items():
             rounds[name].append(look(make(), args))
-    log = log_time(args)
+    whole: dict[str, Callable[[int], list[L.Callback]]] = {
+        "all three": monitors,
+        "DiagnosticsReport": lambda every: [ae.DiagnosticsReport(every_n_steps=every, quiet=True)],
+    }
+    logs = {name: log_time(make(2), args) for name, make in whole.items()}
+    idles = {name: idle_time(make(10**6), args) for name, make in whole.items()}
 
-    shares: dict[str, float] = {"log_ms": log}
+    shares: dict[str, float] = {"log_ms": logs["all three"]}
+    what = "784-128-16-128-784" if args.network == "mlp" else f"channels {args.channels}"
     print(
-        f"{args.accelerator}, {args.threads} threads, batch {args.batch_size}, channels {args.channels}, "
+        f"{args.accelerator}, {args.threads} threads, {args.clock} clock, batch {args.batch_size}, {what}, "
         f"{args.repeats} × {args.steps} steps"
     )
     print(f"{'':28}{'step':>9}{'look':>9}   every step{f'every {DEFAULT_EVERY}th, with logs':>26}")
@@ -229,11 +266,12 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         step = statistics.median(without for without, _ in pairs)
         cost = statistics.median(looked - without for without, looked in pairs)
         every = statistics.median((looked - without) / without for without, looked in pairs)
-        logging_share = log / LOG_EVERY / step if name in ("all three", "DiagnosticsReport") else 0.0
-        default = every / DEFAULT_EVERY + logging_share
+        rest = (logs[name] / LOG_EVERY + idles[name]) / step if name in whole else 0.0
+        default = every / DEFAULT_EVERY + rest
         shares[name], shares[f"{name}, default"] = every, default
         print(f"{name:28}{step:7.2f}ms{cost:7.2f}ms{every:12.1%}{default:22.2%}")
-    print(f"a log of all three: {log:.2f} ms")
+    for name in whole:
+        print(f"{name}: a log {logs[name]:.2f} ms, hooks in a step that is not looked at {1e3 * idles[name]:.0f} µs")
 
     pairs = []
     for _ in range(args.repeats):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning as L
 import optuna
@@ -19,6 +20,7 @@ from torch import nn
 from torch.nn import functional
 
 import lightning_ae as ae
+from lightning_ae.diagnostics.stop import _falls
 
 STEPS = 200
 
@@ -197,6 +199,16 @@ class TestWhatIsNotEnded:
             assert (stop.reason is not None) is ended
             assert (trainer.global_step < STEPS) is ended
 
+    def test_a_schedule_that_has_not_begun_to_turn(self, make_trainer):
+        class Later(Plain):
+            def configure_optimizers(self):
+                optimizer = torch.optim.Adam(self.parameters(), self.lr)
+                schedule = torch.optim.lr_scheduler.StepLR(optimizer, STEPS - 10)
+                return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+        stop, trainer = fit(make_trainer, Later(lr=300.0))
+        assert (stop.reason, trainer.global_step) == (None, STEPS)
+
     def test_steps_that_a_callback_makes_smaller(self, make_trainer):
         class Slower(L.Callback):
             def on_train_batch_end(self, trainer, *others):
@@ -249,6 +261,58 @@ class TestWhatIsNotEnded:
             stop, trainer = fit(make_trainer, Rounds())
         assert (stop.reason, trainer.global_step) == (None, STEPS)
         assert len([w for w in said if "could not look" in str(w.message)]) == 1
+
+
+class TestHowLong:
+    """With findings that are given, of a model that does not move."""
+
+    def ended(self, make_trainer, monkeypatch, cause, *, severity="error", least="error", steps=400, **options):
+        finding = ae.Finding(severity, "somewhere", "figure", 1.0, 100, "It is so.", "Change it.", cause)
+        monkeypatch.setattr("lightning_ae.diagnostics.stop.find", lambda evidence: [finding])
+        stop = ae.StopHopeless(least, every_n_steps=4)
+        # errors are those of one batch after the other: all the same, so that nothing falls by chance
+        data = torch.utils.data.DataLoader(numbers("low rank", 16).dataset.repeat(40, 1), 16)
+        options = {"max_steps": steps} | options
+        stop, trainer = fit(make_trainer, Plain(lr=0.0), data, stop=stop, **options)
+        assert (stop.finding == finding) is (stop.reason is not None)
+        return trainer.global_step if stop.reason else None
+
+    @pytest.mark.parametrize(
+        ("cause", "share"),
+        [("constant_softmax", 0.0), ("learning_rate_high", 0.08), ("double_activation", 0.16), ("input_scale", 0.25)],
+    )
+    def test_a_cause_stands_by_what_would_heal_it(self, make_trainer, monkeypatch, cause, share):
+        step = self.ended(make_trainer, monkeypatch, cause)
+        assert 400 * share <= step < 400 * (1.5 * share + 0.1)
+
+    @pytest.mark.parametrize("cause", ["too_short", "constant_output", "overfitting", "posterior_collapse"])
+    def test_what_names_no_cause_ends_nothing(self, make_trainer, monkeypatch, cause):
+        assert self.ended(make_trainer, monkeypatch, cause) is None
+
+    def test_the_least_severity_is_chosen(self, make_trainer, monkeypatch):
+        options = {"severity": "warning", "steps": 100}
+        assert self.ended(make_trainer, monkeypatch, "constant_softmax", **options) is None
+        assert self.ended(make_trainer, monkeypatch, "constant_softmax", least="warning", **options) < 50
+
+    def test_without_a_planned_end_what_more_steps_may_heal_ends_nothing(self, make_trainer, monkeypatch):
+        class Over(L.Callback):
+            def on_train_batch_end(self, trainer, *others):
+                trainer.should_stop |= trainer.global_step >= 400
+
+        options = {"max_epochs": -1, "steps": -1, "others": [Over()]}
+        assert self.ended(make_trainer, monkeypatch, "input_scale", **options) is None
+        assert self.ended(make_trainer, monkeypatch, "learning_rate_high", **options) < 400
+
+    @pytest.mark.parametrize(
+        ("fall", "planned", "expected"),
+        [(0.0, 1000, False), (0.02, 1000, True), (0.02, 200, False), (0.002, 1000, False), (math.nan, 1000, False)],
+    )
+    def test_an_error_that_falls_fast_enough_is_waited_for(self, fall, planned, expected):
+        looks = [(50, 9.0), (70, 1.0 + fall), (80, 1.0 + fall / 2), (100, 1.0)]
+        epochs = SimpleNamespace(max_epochs=-1, epoch_loop=SimpleNamespace(total_batch_idx=100))
+        trainer = SimpleNamespace(num_training_batches=10, fit_loop=epochs, global_step=100, max_steps=planned)
+        # what fell before the last two fifths is not counted; 0.02 in 30 steps leave 0.5 after 900 more
+        assert _falls(looks, 3, trainer) is expected
 
 
 class TestWithOthers:

@@ -184,20 +184,34 @@ def wrong_remedies(monkeypatch, *wrong):
 def test_what_does_not_help_is_not_kept(monkeypatch, regression):
     wrong = (SetBias(("network.0",), 50.0), ScaleLearningRate(1e-9), ClipGradients(1e9), ByHand("nobody can"))
     wrong_remedies(monkeypatch, *wrong, SetBias(("nowhere",)))
-    treatment = ae.treat(
-        lambda: Users(mlp(activation=nn.Sigmoid), optimizer=adam(1e-3)), loaders(*regression), steps=STEPS, trials=9
-    )
+    x, y = regression
+    shuffled = DataLoader(TensorDataset(x[64:], y[64:]), 32, shuffle=True, generator=torch.Generator().manual_seed(3))
+    data = (shuffled, loaders(x, y)[1])
+    treatment = ae.treat(lambda: Users(mlp(activation=nn.Sigmoid), optimizer=adam(1e-3)), data, steps=30, trials=9)
     assert not treatment.improved
     assert treatment.after == treatment.before
     assert [t.kept for t in treatment.trials] == [False] * 6
     errors = [t.error for t in treatment.trials]
     assert errors[1] > errors[0]
-    assert errors[3] == errors[0]  # clips nothing
+    assert errors[3] == errors[0]  # clips nothing, and sees the same batches
     assert [math.isnan(e) for e in errors] == [False] * 4 + [True] * 2
     assert "nobody can" in str(treatment)
     assert "Not applied: nowhere: no such layer with a bias." in str(treatment)
     assert treatment.python() == "# Nothing to change."
     assert treatment.yaml() == "# Nothing to change."
+
+
+def test_a_rate_that_was_a_guess_is_varied_when_nothing_is_found_any_more(regression):
+    treatment = ae.treat(lambda: Users(mlp(), optimizer=adam(1e-6)), loaders(*regression), steps=STEPS, trials=4)
+    called_for = [t for t in treatment.trials[1:] if t.finding is not None]
+    varied = [t for t in treatment.trials[1:] if t.finding is None]
+    rates = [remedy.factor for remedy in treatment.remedies if isinstance(remedy, ScaleLearningRate)]
+    assert called_for[0].kept
+    assert varied
+    assert len(rates) == 1  # another number takes the place of the first one
+    factor = called_for[0].remedy.factor
+    assert rates[0] in [pytest.approx(factor * 3**power, rel=0.1) for power in range(-3, 4)]
+    assert treatment.after == min(t.error for t in treatment.trials if t.kept)
 
 
 def test_a_healthy_model_is_left_as_it_is(regression):
@@ -303,11 +317,11 @@ def test_a_module_without_a_validation_step_is_treated(regression):
 def test_a_schedule_that_goes_by_a_validation_loss_finds_one(regression):
     def optimizer(module):
         made = torch.optim.Adam(module.parameters(), 1e-6)
-        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(made, patience=5)
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(made, patience=99)
         return {"optimizer": made, "lr_scheduler": {"scheduler": plateau, "monitor": "val_loss"}}
 
     x, y = regression
-    data = (DataLoader(TensorDataset(x[64:], y[64:]), 64), DataLoader(TensorDataset(x[:64], y[:64]), 64))
+    data = (DataLoader(TensorDataset(x[64:], y[64:]), 128), DataLoader(TensorDataset(x[:64], y[:64]), 64))
     treatment = ae.treat(lambda: Users(mlp(), optimizer=optimizer), data, steps=30, trials=1)
     assert treatment.improved
 

@@ -31,7 +31,7 @@ def nonfinite_units(e: Evidence) -> Iterator[Look]:
             )
 
 
-@cause(Stage.ACTIVATIONS, _LU, follows=True, heals="rate")
+@cause(Stage.ACTIVATIONS, _LU, follows=True)
 def dead_units(e: Evidence) -> Iterator[Look]:
     """Units of an activation with a hard zero fired in none of n samples (rate < 3/n), of at least 100."""
     samples, frequencies = e.dead.num_samples(), e.dead.firing_frequency()
@@ -134,7 +134,7 @@ def dormant_units(e: Evidence) -> Iterator[Look]:
             )
 
 
-@cause(Stage.ACTIVATIONS, "Glorot & Bengio 2010; LeCun et al. 1998, Efficient BackProp", follows=True, heals="rate")
+@cause(Stage.ACTIVATIONS, "Glorot & Bengio 2010; LeCun et al. 1998, Efficient BackProp", follows=True)
 def saturated(e: Evidence) -> Iterator[Look]:
     """More than half of the elements of a squashing activation are flat, gates of recurrent cells left out."""
     for site, fraction in e.saturation.saturated_fraction().items():

@@ -89,7 +89,7 @@ def one_class(e: Evidence) -> Iterator[Look]:
         )
 
 
-@cause(Stage.TARGETS, "AutoTrainer and DeepFD: unscaled regression targets", heals="rate")
+@cause(Stage.TARGETS, "AutoTrainer and DeepFD: unscaled regression targets")
 def target_scale(e: Evidence) -> Iterator[Look]:
     """Targets of a regression have a root mean square above 30, and more than half of their variance is left."""
     pair = e.pair

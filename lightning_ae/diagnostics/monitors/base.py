@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lightning_ae.diagnostics.monitors.curve import Curve
 from lightning_ae.diagnostics.watch.batch import MaskFunction
 from lightning_ae.diagnostics.watch.comparisons import Comparison
-from lightning_ae.diagnostics.watch.counters import Counters, Key, flat, nested, reduce_and_read
+from lightning_ae.diagnostics.watch.counters import Counters, Key, Since, flat, nested, reduce_and_read
 from lightning_ae.diagnostics.watch.patterns import Pattern
 from lightning_ae.diagnostics.watch.probe import Probe
 from lightning_ae.diagnostics.watch.site import Event, Site, SiteInfo
@@ -27,9 +27,10 @@ class Monitor(L.Callback):
 
     All monitors of a Trainer share one probe. It looks at every ``every_n_steps``-th optimizer step, with all the
     batches that accumulate into it, never at validation or at the sanity check. On these steps compiled code runs
-    eagerly, so that nothing is missed; between them nothing is attached. Sums stay on the device; a log is one
-    reduction over the ranks and one copy to the host. Weights are the same with and without monitors (under
-    ``torch.compile`` up to the rounding in which eager and compiled code differ).
+    eagerly, so that nothing is missed; between them nothing is attached. Of an activation of more than 65,536 numbers
+    in a batch of 64 or more every k-th example is counted, from one that changes with the step, and 32 at least; the
+    number of samples that is given is of those counted. Sums stay on the device; a log is one reduction over the ranks
+    and one copy to the host. Weights are the same with and without monitors (under ``torch.compile`` up to rounding).
 
     Args:
         every_n_steps: look at every so many optimizer steps (batches, with manual optimization).
@@ -68,6 +69,7 @@ class Monitor(L.Callback):
         self.include = None if include is None else tuple(include)
         self.unit_dim = unit_dim
         self.mask_fn = mask_fn
+        self._written: str | None = None
         self.counters = Counters()
         self.sites: dict[str, SiteInfo] = {}
         self._probe: Probe | None = None
@@ -88,9 +90,13 @@ class Monitor(L.Callback):
         self._late: dict[Key, Tensor] | None = None
         self._taken: dict[Key, Tensor] = {}
         self._taken_before: dict[Key, Tensor] = {}
-        self._interval: dict[Key, Tensor] = {}
+        self._interval: Mapping[Key, Tensor] = {}
 
     # -- what a monitor does ----------------------------------------------------------------------------------
+
+    def hears(self, event: str) -> bool:
+        """Whether it does anything with an event: the watch does not look for what nobody hears."""
+        return getattr(type(self), event, None) is not getattr(Monitor, event)
 
     def on_activation(self, event: Event) -> None:
         """An activation was applied."""
@@ -124,7 +130,10 @@ class Monitor(L.Callback):
         """Distributions that are logged, on the host."""
         return {}
 
-    # -- counting ---------------------------------------------------------------------------------------------
+    @property
+    def _number(self) -> int | None:
+        # decides what part of a large batch is counted; outside a fit all of it is
+        return None if self._probe is None else self._probe.watch.number
 
     def wants(self, site: Site) -> bool:
         """Whether a site is among those that count; remembers it."""
@@ -141,24 +150,21 @@ class Monitor(L.Callback):
         """Sums over all ranks, on the host: as they are now, or with several ranks as of the last log."""
         if self._reduced is not None:
             return self._reduced
-        totals = self.counters.totals()
-        shapes = {key: (tuple(value.shape), value.dtype) for key, value in totals.items()}
-        devices = [value.device for value in totals.values()]
-        return reduce_and_read(totals, shapes, devices[-1] if devices else torch.device("cpu"), None)
+        return _read(self.counters.totals())
 
     def take(self, results: dict[Key, Tensor], keep: bool) -> None:
         """Receive sums over all ranks; begin a new span if the current one is long enough."""
         self._reduced = results if keep else None
         self._now = results
-        self._interval, self._taken = _less(results, self._taken), results
+        self._interval, self._taken = Since(results, self._taken), results
         current = int(results.get(("", "samples"), torch.tensor(0))) - self._previous_samples
         if current >= self.horizon:
             dropped = self.counters.spans()[1]
-            self._marks = [(n, _less(sums, dropped)) for n, sums in self._marks if n >= self._span_began]
+            self._marks = [(n, dict(Since(sums, dropped))) for n, sums in self._marks if n >= self._span_began]
             self._span_began = self._looks
             self.counters.rotate()
             self._previous_samples = current
-            self._taken = self._taken_before = _less(results, self._taken_before)
+            self._taken = self._taken_before = dict(Since(results, self._taken_before))
 
     # -- what happened when -----------------------------------------------------------------------------------
 
@@ -175,7 +181,7 @@ class Monitor(L.Callback):
         """Of this rank, those of the last third to two thirds of the looks; all of them if there are too few."""
         totals = self.counters.totals()
         enough = [sums for n, sums in self._marks if self._looks - n >= max(2, self._looks / 3)]
-        return _less(totals, enough[-1]) if enough else dict(totals)
+        return dict(Since(totals, enough[-1])) if enough else dict(totals)
 
     def late_results(self) -> dict[Key, Tensor]:
         """Sums of the later part of what was looked at, on the host: what a verdict rests on.
@@ -184,10 +190,7 @@ class Monitor(L.Callback):
         alive, and a network that has learnt as one that has not. With several ranks as of the end of the fit.
         """
         if self._late is None:
-            sums = self._latest_sums()
-            shapes = {key: (tuple(value.shape), value.dtype) for key, value in sums.items()}
-            devices = [value.device for value in sums.values()]
-            self._late = reduce_and_read(sums, shapes, devices[-1] if devices else torch.device("cpu"), None)
+            self._late = _read(self._latest_sums())
         return self._late
 
     def first_results(self) -> dict[Key, Tensor]:
@@ -219,20 +222,26 @@ class Monitor(L.Callback):
                 same = {name: steps for name, steps in same.items() if theirs.get(name) == steps}
             self.curve.reduce(sorted(same), lambda values: trainer.strategy.reduce(values.to(device)).cpu())
 
-    def interval(self) -> dict[Key, Tensor]:
+    def interval(self) -> Mapping[Key, Tensor]:
         """Sums since the last log but one: what a curve over time is made of."""
         return self._interval
 
-    def since_log(self, results: dict[Key, Tensor]) -> dict[Key, Tensor]:
+    def since_log(self, results: dict[Key, Tensor]) -> Mapping[Key, Tensor]:
         """Of all sums, those since the last log."""
-        return _less(results, self._taken)
+        return Since(results, self._taken)
 
     # -- Lightning --------------------------------------------------------------------------------------------
 
     @property
     def state_key(self) -> str:
         """Two monitors of one kind may have different settings."""
-        return self._generate_state_key(every_n_steps=self.every_n_steps, horizon=self.horizon, include=self.include)
+        # Lightning asks for it six times a step, looked at or not: in a fit it is written out once
+        if self._written is None or self._probe is None:
+            self._written = self._generate_state_key(**self._settings())
+        return self._written
+
+    def _settings(self) -> dict[str, Any]:
+        return {"every_n_steps": self.every_n_steps, "horizon": self.horizon, "include": self.include}
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the probe, which belongs to a running Trainer."""
@@ -248,7 +257,7 @@ class Monitor(L.Callback):
             return
         self.counters.clear()
         self.sites.clear()
-        self._reduced, self._previous_samples = None, 0
+        self._reduced, self._previous_samples, self._written = None, 0, None
         self._fresh_start()
         self._probe = Probe.of(trainer)
         self._probe.join(self)
@@ -336,6 +345,6 @@ class Monitor(L.Callback):
         self._first = flat(state_dict.get("first", {}))
 
 
-def _less(sums: Mapping[Key, Tensor], earlier: Mapping[Key, Tensor]) -> dict[Key, Tensor]:
-    same = {key for key, value in earlier.items() if key in sums and sums[key].shape == value.shape}
-    return {key: value - earlier[key].to(value.device) if key in same else value for key, value in sums.items()}
+def _read(sums: dict[Key, Tensor]) -> dict[Key, Tensor]:
+    shapes = {key: (tuple(value.shape), value.dtype) for key, value in sums.items()}
+    return reduce_and_read(sums, shapes, next((v.device for v in reversed(sums.values())), torch.device("cpu")), None)

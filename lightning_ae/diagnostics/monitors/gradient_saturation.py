@@ -21,7 +21,8 @@ from lightning_ae.diagnostics.monitors.saturation_summary import (
 from lightning_ae.diagnostics.watch import Event, Site
 from lightning_ae.diagnostics.watch.batch import MaskFunction, first_tensor
 from lightning_ae.diagnostics.watch.comparisons import Comparison
-from lightning_ae.diagnostics.watch.flow import same_numbers
+from lightning_ae.diagnostics.watch.part import ALL, MOST_NUMBERS, part_of
+from lightning_ae.diagnostics.watch.trace import same_numbers
 from lightning_ae.losses.base import full_precision
 from lightning_ae.models import Autoencoder
 
@@ -132,6 +133,10 @@ class GradientSaturationMonitor(Monitor):
 
     # -- activations ------------------------------------------------------------------------------------------
 
+    def hears(self, event: str) -> bool:
+        """Losses say something of an output that was named alone."""
+        return super().hears(event) and (event != "on_loss" or self.output is not None)
+
     def on_activation(self, event: Event) -> None:
         """Count the elements without a slope."""
         site, y = event.site, event.y
@@ -141,8 +146,7 @@ class GradientSaturationMonitor(Monitor):
         if not self.wants(site):
             return
         elements = event.positions() * site.units
-        flat = self._flat(event, elements)
-        if flat is not None:
+        if (flat := self._flat(event, elements)) is not None:
             self.counters.add(site.name, "saturated", flat)
             self.counters.add(site.name, "elements", elements)
 
@@ -150,11 +154,12 @@ class GradientSaturationMonitor(Monitor):
         if event.site.activation.name in ("relu", "relu6", "hardtanh"):
             return elements - event.live().sum()
         slope_of = event.site.activation.slope
-        slope = None if slope_of is None else slope_of(event.z, event.y, event.options)
-        if slope is None:
+        z = None if event.z is None else event.of_part(event.z)
+        if slope_of is None or (slope := slope_of(z, event.of_part(event.y), event.options)) is None:
             return None
         flat = slope.abs() < self.eps
-        return (flat if event.mask is None else flat & event.mask.bool()).sum()
+        mask = event.counted_mask()
+        return (flat if mask is None else flat & mask.bool()).sum()
 
     def on_gradient(self, site: Site, grad_z: Tensor, grad_y: Tensor) -> None:
         """Add the squared norms on both sides."""
@@ -162,7 +167,9 @@ class GradientSaturationMonitor(Monitor):
             self._output_grads.append((grad_z, self._unscale()))
         if not self.wants(site):
             return
-        norms, unscale = norms_of((grad_z, grad_y)), self._unscale()
+        part = site.part(grad_y.shape, self._number)
+        both = (grad_z, grad_y) if part is ALL else (grad_z[part].contiguous(), grad_y[part].contiguous())
+        norms, unscale = norms_of(both), self._unscale()
         self._norms.append((site.name, norms.double() * unscale if isinstance(unscale, Tensor) else norms))
 
     def _add_gradients(self) -> None:
@@ -208,12 +215,11 @@ class GradientSaturationMonitor(Monitor):
     def on_batch(self, trainer: L.Trainer | None, module: nn.Module, outputs: Any, batch: Any) -> None:
         """Compare the gradient at the output with the error there; measure the update of the step."""
         pairs, from_activation, logits = list(self._pairs), self._is_activation, self._logits
-        if not isinstance(module, Autoencoder):  # whose loss knows
+        if not isinstance(module, Autoencoder) and logits:  # whose loss knows
             pairs = [(v.sigmoid() if any(same_numbers(v, a) for a in logits) else v, g, scale) for v, g, scale in pairs]
-        if from_activation:
-            self._output_seen = True
-            if len(self._outputs) == len(self._output_grads):  # gradients come in the opposite order
-                pairs = [(y, *grad) for y, grad in zip(self._outputs, reversed(self._output_grads), strict=True)]
+        self._output_seen |= from_activation
+        if from_activation and len(self._outputs) == len(self._output_grads):  # gradients come in the opposite order
+            pairs = [(y, *grad) for y, grad in zip(self._outputs, reversed(self._output_grads), strict=True)]
         self._add_gradients()
         total = self.steps.after(self.counters)
         if total is not None:
@@ -240,18 +246,19 @@ class GradientSaturationMonitor(Monitor):
         reduction = "batch" if isinstance(module, Autoencoder) else self.reduction
         x = module.get_input(batch) if isinstance(module, Autoencoder) else first_tensor(batch)
         for value, grad, unscale in pairs:
-            prediction = value
-            if isinstance(module, Autoencoder) and not from_activation and x is not None:
-                prediction = module.loss.prediction(value, x)
-                if grad.shape != x.shape:
-                    continue  # several parameters for each number of x
-            elif x is None or x.numel() != value.numel() or len(x) != len(value):
+            own = module.loss if isinstance(module, Autoencoder) and not from_activation else None
+            if own is None and (x is None or x.numel() != value.numel() or len(x) != len(value)):
                 got = "has no tensor" if x is None else f"begins with one of shape {tuple(x.shape)}"
                 raise ValueError(f"output: {self.output!r} gives {tuple(value.shape)}, but the batch {got}.")
+            if x is None or (own is not None and grad.shape != x.shape):
+                continue  # several parameters for each number of x
+            part = part_of(x.shape, self._number, MOST_NUMBERS)
+            given, prediction = x[part], value[part]
+            prediction = prediction if own is None else own.prediction(prediction, given)
             size = {"elements": grad.numel(), "batch": len(grad), "sum": 1}[reduction]
-            slopes = full_precision(grad).abs().mul_(size * accumulated)
+            slopes = full_precision(grad[part]).abs().mul_(size * accumulated)
             slopes = slopes * unscale if isinstance(unscale, Tensor) else slopes
-            self._add_output(slopes, prediction, x.reshape(prediction.shape))
+            self._add_output(slopes, prediction, given.reshape(prediction.shape))
 
     def _add_output(self, slopes: Tensor, prediction: Tensor, x: Tensor) -> None:
         errors = (full_precision(prediction) - full_precision(x)).abs_()
@@ -275,7 +282,8 @@ class GradientSaturationMonitor(Monitor):
         """Take the gradients' norms; remember the weights before the step."""
         # a fused optimizer unscales by itself, later
         fused = getattr(optimizer, "_step_supports_amp_scaling", False)
-        self.steps.before(trainer, module, optimizer, self._unscale() if fused else 1.0)
+        known = () if self._probe is None else self._probe.watch.structure
+        self.steps.before(trainer, module, optimizer, self._unscale() if fused else 1.0, known)
 
     def state_dict(self) -> dict[str, Any]:
         """Sums over all ranks, and the names of the layers."""
@@ -288,8 +296,7 @@ class GradientSaturationMonitor(Monitor):
 
     def first_weights(self) -> dict[str, float]:
         """Squared norm of each layer's weights before the first step looked at."""
-        found = self.first_results().get(("layers", "weight"))
-        steps = self.first_results().get(("layers", "grad_steps"))
+        found, steps = (self.first_results().get(("layers", field)) for field in ("weight", "grad_steps"))
         if found is None or steps is None or len(found) != len(self.layers):
             return {}
         return {layer: float(w) for layer, w, n in zip(self.layers, found, steps, strict=True) if n > 0}

@@ -77,24 +77,48 @@ def add_labels(add: Add, heard: Comparison) -> None:
         add("labels", "counts", torch.cat([target.eq(1).sum(0), (target.ne(0) & target.ne(1)).sum().reshape(1)]))
 
 
+def nonfinite(x: Tensor) -> Tensor:
+    """How many numbers are NaN or infinite, as a number without dimensions; in passes that make no booleans."""
+    return torch.sub(x, x).ne_(0).sum(dtype=torch.float32)
+
+
+def below(y: Tensor, bound: float | Tensor) -> Tensor:
+    """How many numbers are below a bound; as numbers, of which a sum is far faster than that of booleans."""
+    return y.clone().lt_(bound).sum().long()
+
+
+def above(y: Tensor, bound: float | Tensor) -> Tensor:
+    """How many numbers are above a bound."""
+    return y.clone().gt_(bound).sum().long()
+
+
 def add_kind(add: Add, site: str, y: Tensor, low: float, high: float) -> None:
     """Add how many numbers are 0 or 1, finite, or beyond what the output can reach."""
     add(site, "head", y.numel())
     add(site, "head_rows", len(y))
-    add(site, "nonfinite_data", (~y.isfinite()).sum())
-    add(site, "binary", (y.eq(0) | y.eq(1)).sum())
-    add(site, "below", y.lt(-1e-4).sum())
-    add(site, "above", y.gt(1 + 1e-4).sum())
+    # of at most HEAD_ELEMENTS each, which float32 counts exactly
+    add(site, "nonfinite_data", nonfinite(y).long())
+    add(site, "binary", torch.mul(y, y).eq_(y).sum().long())
+    under, over = below(y, -1e-4), above(y, 1 + 1e-4)
+    add(site, "below", under)
+    add(site, "above", over)
     if y.shape[1] > 1:
         total = y.sum(1)
-        add(site, "one", (total - 1).abs().lt(1e-3).sum())
-        add(site, "several", total.gt(1.5).sum())
+        add(site, "one", (total - 1).abs_().lt_(1e-3).sum().long())
+        add(site, "several", total.gt_(1.5).sum().long())
     if low == -math.inf and high == math.inf:
         return
     width = high - low if high - low < math.inf else math.nan
     slack = 1e-4 * (width if width == width else 1.0)  # what rounding puts outside is not
-    add(site, "outside", (y.lt(low - slack) | y.gt(high + slack)).sum())
+    unit = low == 0 and high == 1  # of which the ends have been counted
+    add(site, "outside", under + over if unit else _outside(y, low - slack, high + slack))
     size = 0.05 * (width if width == width else y.square().mean().sqrt())
-    add(site, "beyond", (y.lt(low - size) | y.gt(high + size)).sum())
+    add(site, "beyond", _outside(y, low - size, high + size))
     if width == width:
-        add(site, "far", ((y - y.mean()).abs() > 0.05 * width).sum())
+        add(site, "far", (y - y.mean()).abs_().gt_(0.05 * width).sum().long())
+
+
+def _outside(y: Tensor, low: float | Tensor, high: float | Tensor) -> Tensor:
+    ends = [below(y, low)] if isinstance(low, Tensor) or low > -math.inf else []
+    ends += [above(y, high)] if isinstance(high, Tensor) or high < math.inf else []
+    return ends[0] if len(ends) == 1 else ends[0] + ends[1]

@@ -53,22 +53,34 @@ def rows_of(what: str, z: Any, unit_dim: int | None, mask: Tensor | None) -> Row
     Raises:
         ValueError: if they are no codes, have no such axis, or the mask has another shape.
     """
-    if not isinstance(z, Tensor) and hasattr(z, "to_dense"):
-        z = z.to_dense()
-    if not isinstance(z, Tensor) or z.ndim < 2 or not z.is_floating_point():
-        raise ValueError(f"latent: {what}: expected floating-point codes (B, ...), got {describe(z)}.")
-    axis = unit_dim if unit_dim is not None else (1 if z.ndim >= 4 else -1)
-    if not -z.ndim <= axis < z.ndim:
-        raise ValueError(f"unit_dim: the latent is {tuple(z.shape)}, got {axis}.")
-    moved = z.detach().movedim(axis, -1)
+    moved = _moved(what, z, unit_dim)
     values = widen(moved.flatten(0, -2))
-    counts = values.isfinite().all(1)
+    counts = (values - values).sum(1).eq(0)  # of what is finite nothing is left; with no booleans, which are slow
     nonfinite = ~counts
     if mask is not None:
         chosen = _spread(mask, moved.shape[:-1]).to(values.device)
         counts, nonfinite = counts & chosen, nonfinite & chosen
     kept = torch.where(counts[:, None], values, torch.zeros_like(values))
-    return Rows(z.shape, values, kept, counts, counts.sum(), nonfinite.sum())
+    return Rows(_dense(z).shape, values, kept, counts, counts.sum(), nonfinite.sum())
+
+
+def as_rows(what: str, z: Any, unit_dim: int | None) -> Tensor:
+    """Codes of any shape as rows ``(n, D)``, all of them."""
+    return _moved(what, z, unit_dim).flatten(0, -2)
+
+
+def _dense(z: Any) -> Any:
+    return z.to_dense() if not isinstance(z, Tensor) and hasattr(z, "to_dense") else z
+
+
+def _moved(what: str, z: Any, unit_dim: int | None) -> Tensor:
+    z = _dense(z)
+    if not isinstance(z, Tensor) or z.ndim < 2 or not z.is_floating_point():
+        raise ValueError(f"latent: {what}: expected floating-point codes (B, ...), got {describe(z)}.")
+    axis = unit_dim if unit_dim is not None else (1 if z.ndim >= 4 else -1)
+    if not -z.ndim <= axis < z.ndim:
+        raise ValueError(f"unit_dim: the latent is {tuple(z.shape)}, got {axis}.")
+    return z.detach().movedim(axis, -1)
 
 
 def module_names(latent: Latent | None) -> dict[str, tuple[str, int]]:

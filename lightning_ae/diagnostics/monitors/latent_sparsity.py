@@ -16,6 +16,7 @@ from lightning_ae.diagnostics.monitors.latent_rows import (
     KeepGradient,
     Latent,
     add_rows,
+    as_rows,
     describe,
     module_names,
     rows_of,
@@ -26,6 +27,7 @@ from lightning_ae.diagnostics.watch.batch import MaskFunction
 from lightning_ae.diagnostics.watch.counters import Key, flat, nested
 from lightning_ae.diagnostics.watch.site import clean_name
 from lightning_ae.metrics.latents import kl_per_dimension
+from lightning_ae.metrics.sparsity import widen
 from lightning_ae.models import Autoencoder
 
 __all__ = ["Latent", "LatentSparsityMonitor"]
@@ -115,11 +117,10 @@ class LatentSparsityMonitor(Monitor):
         self._latest: dict[Key, Tensor] = {}
         self._forget()
 
-    @property
-    def state_key(self) -> str:
+    def _settings(self) -> dict[str, Any]:
         """Several latents of one model may be looked at."""
         latent = getattr(self.latent, "__qualname__", self.latent) if callable(self.latent) else self.latent
-        return self._generate_state_key(every_n_steps=self.every_n_steps, horizon=self.horizon, latent=latent)
+        return {"every_n_steps": self.every_n_steps, "horizon": self.horizon, "latent": latent}
 
     def _forget(self) -> None:
         """What is kept from one hook of a batch to the next."""
@@ -239,7 +240,7 @@ class LatentSparsityMonitor(Monitor):
             self.counters.add("mean", "freedom", (mean.number - 1).clamp(min=0))
         for grad in read:
             if grad.shape == rows.shape:
-                self._add_read(rows_of("gradient", grad, axis, mask).raw.square().sum(0))
+                self._add_read(widen(as_rows("gradient", grad, axis)).square().sum(0))
         # a decoder that is blind to its input gives no gradient at all
         automatic = trainer is not None and trainer.lightning_module.automatic_optimization and outputs is not None
         if listened and not read and automatic:
@@ -274,7 +275,7 @@ class LatentSparsityMonitor(Monitor):
         """Receive sums over all ranks; those since the last log are the latest."""
         super().take(results, keep)
         if has_kl(self.interval()):
-            self._latest = {key: value for key, value in self.interval().items() if key in FAST}
+            self._latest = {key: self.interval()[key] for key in FAST if key in self.interval()}
 
     def state_dict(self) -> dict[str, Any]:
         """Sums over all ranks, and the latest span of those that change fast."""
@@ -292,7 +293,7 @@ class LatentSparsityMonitor(Monitor):
         results = self.results()
         return summary(results, self._recent(results))
 
-    def _recent(self, results: dict[Key, Tensor]) -> dict[Key, Tensor]:
+    def _recent(self, results: dict[Key, Tensor]) -> Mapping[Key, Tensor]:
         since = self.since_log(results)
         return since if has_kl(since) else self._latest
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -48,10 +49,18 @@ class LayerSteps:
         self._sharded = False
 
     def before(
-        self, trainer: L.Trainer | None, module: nn.Module, optimizer: torch.optim.Optimizer, unscale: Tensor | float
+        self,
+        trainer: L.Trainer | None,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        unscale: Tensor | float,
+        known: tuple[Any, ...] = (),
     ) -> None:
-        """Take the norms of the gradients, times ``unscale``; remember the weights before the step."""
-        self._index(module)
+        """Take the norms of the gradients, times ``unscale``; remember the weights before the step.
+
+        ``known`` is the model's :func:`structure`, if somebody has worked it out for this step.
+        """
+        self._index(module, known)
         found = {
             id(p): (p, gradient)
             for group in optimizer.param_groups
@@ -63,9 +72,10 @@ class LayerSteps:
         with torch.no_grad():
             norms = norms_of([_local(gradient) for _, gradient in found.values()])
             norms = norms * unscale if isinstance(unscale, Tensor) else norms
-            for key, (p, _) in found.items():
-                if key not in self._before:
-                    self._before[key] = (p, _local(p).clone())
+            fresh = {key: p for key, (p, _) in found.items() if key not in self._before}
+            # times 1 is a copy of all in one call
+            copies = torch._foreach_mul([_local(p) for p in fresh.values()], 1) if fresh else ()
+            self._before.update({key: (p, copy) for (key, p), copy in zip(fresh.items(), copies, strict=True)})
         if trainer is not None:
             self._ranks = trainer.world_size
             self._sharded = isinstance(trainer.strategy, (FSDPStrategy, ModelParallelStrategy))
@@ -83,13 +93,24 @@ class LayerSteps:
         self.forget()
         if not before:
             return None
+        with torch.no_grad():
+            return self._add_all(counters, steps, before, ranks, sharded)
+
+    def _add_all(
+        self,
+        counters: Counters,
+        steps: list[_Step],
+        before: dict[int, tuple[Tensor, Tensor]],
+        ranks: int,
+        sharded: bool,
+    ) -> Tensor:
         # every rank of DDP has the whole gradient: their sum over ranks is to count once, as do their steps
         share = 1.0 if sharded else 1 / ranks
         device = steps[0].norms[0].device
         finite = torch.ones((), dtype=torch.bool, device=device)
         for step in steps:
             norms = step.norms[0] if len(step.norms) == 1 else torch.cat([norms.to(device) for norms in step.norms])
-            taken = norms.isfinite().all()
+            taken = norms.sum() < math.inf  # not for NaN either
             finite = finite & taken
             index, touched = self._place(step.ids, device)
             self._add(counters, "grad", index, torch.where(taken, norms, 0.0), share)
@@ -98,7 +119,7 @@ class LayerSteps:
         weights = norms_of(old)
         torch._foreach_sub_(old, stepped)
         norms = torch.stack([weights, norms_of(old)])
-        norms = torch.where(finite & norms.isfinite().all().to(device), norms, 0.0)
+        norms = torch.where(finite & (norms.sum() < math.inf).to(device), norms, 0.0)
         index, _ = self._place(before, norms.device)
         self._add(counters, "weight", index, norms[0], share)
         self._add(counters, "update", index, norms[1], share)
@@ -118,9 +139,9 @@ class LayerSteps:
             self._places[key] = (index.to(device), touched.to(device))
         return self._places[key]
 
-    def _index(self, module: nn.Module) -> None:
-        now = structure(module)
-        if now == self._structure:
+    def _index(self, module: nn.Module, known: tuple[Any, ...]) -> None:
+        now = known or structure(module)
+        if now is self._structure or now == self._structure:
             return
         self._structure = now
         names: dict[str, int] = {}
@@ -133,7 +154,7 @@ class LayerSteps:
 
 def _local(tensor: Any) -> Tensor:
     # of a sharded tensor the part that is here
-    local: Tensor = tensor.detach().to_local() if hasattr(tensor, "to_local") else tensor.detach()
+    local: Tensor = tensor.detach().to_local() if hasattr(tensor, "to_local") else tensor
     return local
 
 

@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
+from lightning_ae.diagnostics.monitors.labels import nonfinite
 from lightning_ae.diagnostics.monitors.pairs import RANGES, Pair, add_numbers, add_pair, figures, keeps, variance
 from lightning_ae.diagnostics.monitors.relation import add_likeness, correlation
 from lightning_ae.diagnostics.monitors.structure import StructureMonitor
@@ -20,8 +21,9 @@ from lightning_ae.diagnostics.watch import Event, Site
 from lightning_ae.diagnostics.watch.batch import first_tensor
 from lightning_ae.diagnostics.watch.comparisons import Comparison
 from lightning_ae.diagnostics.watch.counters import Key
-from lightning_ae.diagnostics.watch.flow import same_numbers
-from lightning_ae.losses.base import full_precision
+from lightning_ae.diagnostics.watch.part import MOST_NUMBERS, part_of
+from lightning_ae.diagnostics.watch.trace import Trace, same_numbers
+from lightning_ae.losses.base import ReconstructionLoss, full_precision
 from lightning_ae.models import Autoencoder
 
 #: Comparisons of a step that are followed.
@@ -83,7 +85,7 @@ class OutputMonitor(StructureMonitor):
     def _forget(self) -> None:
         """What is kept from one hook of a batch to the next."""
         self._heard: list[Comparison] = []
-        self._recent: deque[tuple[Tensor, Site]] = deque(maxlen=4)
+        self._recent: deque[tuple[Trace, Site]] = deque(maxlen=4)
         self._x_hat: Tensor | None = None
         self._joined, self._read = [], None
 
@@ -102,14 +104,13 @@ class OutputMonitor(StructureMonitor):
 
     def on_activation(self, event: Event) -> None:
         """Look whether it comes right after another, and whether it is the output."""
-        site, last = event.site, self._recent[-1] if self._recent else None
-        name = site.activation.name
-        directly = last is not None and event.z is not None and same_numbers(event.z, last[0])
+        site, last, name = event.site, self._recent[-1] if self._recent else None, event.site.activation.name
+        directly = last is not None and event.z is not None and last[0].is_of(event.z)
         if last is not None and directly:
             self.after[site.name] = last[1].name
-        if last is not None and directly and name in RANGES and not keeps(name, last[1].activation.name):
-            self.twice[site.name] = last[1].name
-        self._recent.append((event.y, site))
+            if name in RANGES and not keeps(name, last[1].activation.name):
+                self.twice[site.name] = last[1].name
+        self._recent.append((Trace(event.y), site))
         if site.name == self.output:
             self._x_hat = event.y
             self._named = RANGES.get(name, self._named)
@@ -143,30 +144,29 @@ class OutputMonitor(StructureMonitor):
         if isinstance(loss, Tensor):
             self._add_loss(loss.detach().float())
         x, heard, x_hat, recent = first_tensor(batch), self._heard, self._x_hat, list(self._recent)
-        read, joined = self._read, self._joined
+        read, joined, given = self._read, self._joined, x if self._read is None else self._read
         self._forget()
-        given = x if read is None else read
         if given is not None and given.is_floating_point():
-            self.curve.add("nonfinite", self._step, (~given.isfinite()).float().sum())
-            if given.ndim > 1 and len(given) > 1:
-                self.curve.add("varies", self._step, given.ne(given[:1]).any().float())
+            self.curve.add("nonfinite", self._step, nonfinite(given))
+            some = given[part_of(given.shape, self._number, MOST_NUMBERS)] if given.ndim > 1 else given[None]
+            if len(some) > 1:
+                self.curve.add("varies", self._step, some.ne(some[:1]).any().float())
         self.batch_size = max(self.batch_size, 0 if x is None or x.ndim == 0 else len(x))
         if isinstance(module, Autoencoder) and isinstance(outputs, Mapping) and "output" in outputs:
-            x = module.get_input(batch)
-            x_hat = module.loss.prediction(outputs["output"].params, x).detach()
-            pair = Pair(type(module.loss).__name__, [module.loss.output_activation], is_data=True)
+            x, params = module.get_input(batch), outputs["output"].params.detach()
             self._named = module.loss.output_range
-            self.pairs = {"output": pair}
+            self.pairs = {"output": Pair(type(module.loss).__name__, [module.loss.output_activation], is_data=True)}
             self._add_terms(module, outputs["terms"])
-            self._add_reconstruction(x, x_hat)
-            self._look_before_loss(module, outputs["output"].params, heard)
+            same = module.loss.output_activation == "identity" and params.shape == x.shape
+            x_hat = params if same else None  # of which activation it is the output; what a loss applies is none
+            self._add_reconstruction(x, params, module.loss)
+            self._look_before_loss(module, params, heard)
             heard = []
         elif self.output is not None and x_hat is not None and x is not None and x.numel() == x_hat.numel():
             named = next((c for c in heard if same_numbers(c.prediction, x_hat)), None)
             path = [made.name for made in named.path] if named is not None else []
-            last = next((site for y, site in reversed(recent) if same_numbers(y, x_hat)), None)
-            if not path and last is not None:
-                path = [last.activation.name]
+            last = next((site for y, site in reversed(recent) if y.is_of(x_hat)), None)
+            path = path if path or last is None else [last.activation.name]
             if named is not None and named.loss == "binary_cross_entropy_with_logits":
                 path, x_hat = ["bernoulli", *path], full_precision(x_hat).sigmoid()
             pair = self.pairs["output"] = Pair(named.loss if named is not None else "output", path)
@@ -185,7 +185,7 @@ class OutputMonitor(StructureMonitor):
             self._relate(trainer, given, heard[0])
         x_hat = heard[0].prediction if x_hat is None and heard else x_hat
         if x_hat is not None:
-            self.site = next((site.name for y, site in reversed(recent) if same_numbers(y, x_hat)), self.site)
+            self.site = next((site.name for y, site in reversed(recent) if y.is_of(x_hat)), self.site)
 
     def _look_before_loss(self, module: Autoencoder, params: Tensor, heard: list[Comparison]) -> None:
         """Note an activation at the end of a decoder whose loss applies a sigmoid within torch's function."""
@@ -205,7 +205,7 @@ class OutputMonitor(StructureMonitor):
             if pair.changes(target):
                 self.forget_site(name)
             if target.is_floating_point():
-                self.curve.add("nonfinite_target", self._step, (~target.isfinite()).float().sum())
+                self.curve.add("nonfinite_target", self._step, nonfinite(target))
             self.counters.add(name, "heard", 1)
             parts = add_pair(self.counters.add, name, comparison, pair)
             if not pair.classes and comparison.target_is_data:
@@ -217,7 +217,10 @@ class OutputMonitor(StructureMonitor):
             if parts is not None and number < 2:
                 self.curve.add(f"{name}/error", self._step, parts)
 
-    def _add_reconstruction(self, x: Tensor, x_hat: Tensor) -> None:
+    def _add_reconstruction(self, x: Tensor, x_hat: Tensor, loss: ReconstructionLoss | None = None) -> None:
+        if x.ndim and x_hat.ndim and len(x_hat) == len(x):
+            x, x_hat = (t[part_of(x.shape, self._number, MOST_NUMBERS)] for t in (x, x_hat))
+        x_hat = x_hat if loss is None else loss.prediction(x_hat, x)
         if x.ndim < 2 or not x.is_floating_point() or x.numel() != x_hat.numel():
             return
         y, y_hat = full_precision(x).flatten(1), full_precision(x_hat.detach()).reshape(len(x), -1)
@@ -336,13 +339,12 @@ class OutputMonitor(StructureMonitor):
             values["loss"] = float(sums["loss", "sum"]) / count
         if ("loss", "nonfinite") in sums:
             values["nonfinite_losses"] = float(sums["loss", "nonfinite"])
-        for (site, name), value in sums.items():
+        for site, name in sums:
             if site == "terms":
-                values[f"term/{name}"] = float(value) / max(1, count)
+                values[f"term/{name}"] = float(sums[site, name]) / max(1, count)
         main = self.main(sums)
         return values if main is None else values | figures(sums, main, self.pairs[main])
 
     def scalars(self) -> dict[str, float]:
         """``fvu`` and ``spread``."""
-        found = self.figures(self._now)
-        return {name: found[name] for name in ("fvu", "spread") if name in found}
+        return {name: value for name, value in self.figures(self._now).items() if name in ("fvu", "spread")}

@@ -249,7 +249,7 @@ def add_numbers(add: Add, site: str, y: Tensor, y_hat: Tensor, reach: tuple[floa
     error = (y_hat - y).square_().sum()
     add(site, "error", error, torch.float64)
     if low > -math.inf:
-        add(site, "at_low", y_hat.le(low).to(torch.float32).sum(0).long())  # far faster than a sum of booleans
+        add(site, "at_low", y_hat.clone().le_(low).sum(0).long())  # far faster than a sum of booleans
     # of what kind the numbers are shows in a part of a large batch
     add_kind(add, site, y[: max(8, HEAD_ELEMENTS // y.shape[1])], low, high)
     return error / len(y)

@@ -25,8 +25,8 @@ def transmission(results: Mapping[Key, Tensor]) -> dict[str, float]:
     return {
         # a difference of sums may fall below 0 by rounding
         site: math.sqrt(max(0.0, float(squares[0])) / float(squares[1]))
-        for (site, field), squares in results.items()
-        if field == "gradients" and float(squares[1]) > 0
+        for site, field in results
+        if field == "gradients" and float((squares := results[site, field])[1]) > 0
     }
 
 

@@ -18,6 +18,7 @@ from lightning_ae.diagnostics.monitors.relation import add_relation, relation
 from lightning_ae.diagnostics.watch.comparisons import Comparison
 from lightning_ae.diagnostics.watch.counters import Counters, Key, flat, nested
 from lightning_ae.diagnostics.watch.lineage import Made
+from lightning_ae.diagnostics.watch.part import MOST_NUMBERS, part_of
 from lightning_ae.diagnostics.watch.patterns import Pattern
 from lightning_ae.losses.base import full_precision
 from lightning_ae.metrics.latents import kl_per_dimension
@@ -124,7 +125,8 @@ class StructureMonitor(Monitor):
         self._read = x if self._read is None else self._read
         if not self.entries[name] and x.ndim > 1 and x.numel():
             dim = 1 if isinstance(module, _MAPS) else x.ndim - 1
-            rows = full_precision(x).movedim(dim, -1).flatten(0, -2)
+            some = x[part_of(x.shape, self._number, MOST_NUMBERS)]
+            rows = full_precision(some).movedim(dim, -1).flatten(0, -2)
             mean = rows.mean(0)
             off = (rows - mean).square_().sum(0)
             wide = mean if mean.device.type == "mps" else mean.double()

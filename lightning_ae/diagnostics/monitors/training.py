@@ -80,7 +80,9 @@ class TrainingMonitor(Monitor):
         #: parameters of each optimizer
         self._held_by: list[set[int]] = []
         self._before: dict[str, Tensor] = {}
-        self._leftover: list[Tensor] = []
+        #: of each backward pass the largest gradient of each optimizer before it; None if there was no gradient at all
+        self._leftover: list[Tensor | None] = []
+        self._places: dict[tuple[int, ...], Tensor] = {}
         self._fresh = True
         self._stepped: set[int] = set()
         self._parameters: list[list[nn.Parameter]] = []
@@ -130,8 +132,20 @@ class TrainingMonitor(Monitor):
             return
         if not looked or not self._fresh:
             return
-        there = [(id(p), _local(p.grad)) for p in pl_module.parameters() if p.grad is not None and not p.grad.is_sparse]
+        with torch._C.DisableTorchFunction():  # the watch need not hear of it
+            self._look_for_leftovers(loss)
+
+    def _look_for_leftovers(self, loss: Tensor) -> None:
+        there = [
+            (id(p), _local(gradient))
+            for held in self._parameters
+            for p in held
+            if (gradient := p.grad) is not None and not gradient.is_sparse
+        ]
         self._fresh = False  # what accumulates later in the window is wanted
+        if not there:
+            self._leftover.append(None)
+            return
         # of each optimizer by itself: what another one holds is zeroed before its own backward pass; and of parameters
         # that no optimizer holds nobody zeroes the gradients
         none = torch.zeros((), device=loss.device)
@@ -177,7 +191,8 @@ class TrainingMonitor(Monitor):
 
     def on_step(self, trainer: L.Trainer | None, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Note the optimizer's settings, and which of its parameters have no gradient."""
-        names = {id(p): clean_name(name) for name, p in module.named_parameters()}
+        found = {} if self._probe is None else self._probe.watch.parameters
+        names = found or {id(p): clean_name(name) for name, p in module.named_parameters()}
         own = {id(p) for group in optimizer.param_groups for p in group["params"]}
         self._stepped |= {i for i, held in enumerate(self._held_by) if held & own}
         for group in optimizer.param_groups:
@@ -209,19 +224,29 @@ class TrainingMonitor(Monitor):
         left, self._leftover, self._fresh = self._leftover, [], True
         if left:
             # of several backward passes of a batch one at least begins anew, if gradients are zeroed at all
-            least = torch.stack(left).amin(0)
+            known = [value for value in left if value is not None]
             # an optimizer that does not step here may be left to accumulate
-            steps = _marked(self._stepped, len(least), least.device)
+            device = known[0].device if known else _device(module)
+            steps = self._place(self._stepped, device)
             self.counters.add("leftover", "looks", steps)
-            self.counters.add("leftover", "found", least.gt(0) & steps)
+            anew = len(known) < len(left)
+            found = self._place(set(), device) if anew else torch.stack(known).amin(0).gt(0) & steps
+            self.counters.add("leftover", "found", found)
         self._stepped = set()
         if trainer is not None:
             self.total_steps = trainer.global_step
             self._fresh = not trainer.fit_loop._should_accumulate()
 
+    def _place(self, numbers: set[int], device: torch.device) -> Tensor:
+        """True for these optimizers; made once, and not changed."""
+        key = (*sorted(numbers), -1, len(self._held_by))
+        if key not in self._places or self._places[key].device != device:
+            self._places[key] = _marked(numbers, max(1, len(self._held_by)), device)
+        return self._places[key]
+
     def __getstate__(self) -> dict[str, Any]:
         """Without parameters, which belong to a running fit."""
-        return {**super().__getstate__(), "_parameters": [], "_windows": []}
+        return {**super().__getstate__(), "_parameters": [], "_windows": [], "_places": {}}
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """See which parameters are as they were."""
@@ -287,6 +312,10 @@ def _marked(numbers: set[int], total: int, device: torch.device) -> Tensor:
     for number in numbers:
         marked[number].fill_(True)
     return marked
+
+
+def _device(module: nn.Module) -> torch.device:
+    return next((p.device for p in module.parameters()), torch.device("cpu"))
 
 
 def _local(gradient: Tensor) -> Tensor:

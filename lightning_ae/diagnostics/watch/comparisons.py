@@ -165,9 +165,10 @@ class Comparisons:
         if log.shape != target.shape or target.numel() < 2:
             return None
         path = self.lineage.of(log)
-        if path and path[0].name == "log_softmax":
+        logits = path[0].source.kept if path and path[0].name == "log_softmax" else None
+        if logits is not None:
             options = {"reduction": "none"}
-            return self._compare("target × log_softmax", path[0].source, target, -out.detach(), options, log)
+            return self._compare("target × log_softmax", logits, target, -out.detach(), options, log)
         probability = self.lineage.probability(log)
         if probability is None:
             return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -68,23 +68,31 @@ class Counters:
         self._waiting[key] = (value, dtype)
 
     def flush(self) -> None:
-        """Add up what waits, all tensors of a kind and device in one call."""
-        numbers, self._numbers = self._numbers, {}
+        """Add up the tensors that wait, all of a kind and device in one call; numbers wait until something is read."""
         waiting, self._waiting = self._waiting, {}
-        for (site, field), number in numbers.items():
-            self.get(site, field).add_(number)
         groups: dict[tuple[torch.dtype, torch.device], tuple[list[Tensor], list[Tensor]]] = {}
-        for (site, field), (value, dtype) in waiting.items():
-            totals, values = groups.setdefault((dtype, value.device), ([], []))
-            totals.append(self.get(site, field, value.shape, dtype, value.device))
+        for key, (value, dtype) in waiting.items():
+            device = value.device
+            total = self._current.get(key)
+            if total is None or total.shape != value.shape or total.device != device:
+                total = self.get(*key, value.shape, dtype, device)
+            totals, values = groups.setdefault((dtype, device), ([], []))
+            totals.append(total)
             values.append(value)
         with torch.no_grad():
             for totals, values in groups.values():
                 torch._foreach_add_(totals, values)
 
+    def _settle(self) -> None:
+        """Add up all that waits."""
+        self.flush()
+        numbers, self._numbers = self._numbers, {}
+        for (site, field), number in numbers.items():
+            self.get(site, field).add_(number)
+
     def rotate(self) -> None:
         """Begin a new span."""
-        self.flush()
+        self._settle()
         self._previous, self._current = self._current, {}
 
     def clear(self) -> None:
@@ -94,14 +102,14 @@ class Counters:
 
     def forget(self, site: str) -> None:
         """Drop all sums of a site."""
-        self.flush()
+        self._settle()
         for span in (self._current, self._previous):
             for key in [key for key in span if key[0] == site]:
                 del span[key]
 
     def keys(self) -> list[Key]:
         """What there is, in the order in which it was first met."""
-        self.flush()
+        self._settle()
         return list(dict.fromkeys([*self._previous, *self._current]))
 
     def totals(self) -> dict[Key, Tensor]:
@@ -118,7 +126,7 @@ class Counters:
 
     def spans(self) -> tuple[dict[Key, Tensor], dict[Key, Tensor]]:
         """Current and previous sums."""
-        self.flush()
+        self._settle()
         return self._current, self._previous
 
     def load(self, current: dict[Key, Tensor], previous: dict[Key, Tensor]) -> None:
@@ -144,6 +152,12 @@ def reduce_and_read(
     """
     if not shapes:
         return {}
+    if reduce is None and device.type == "cpu" and all(key in sums and sums[key].is_cpu for key in shapes):
+        # what is on the host already needs no buffer, which takes several small kernels for each sum
+        return {
+            key: sums[key].clone() if dtype == torch.int64 else sums[key].to(torch.float64, copy=True)
+            for key, (_, dtype) in shapes.items()
+        }
     if device.type == "mps":
         device = torch.device("cpu")  # float32, the widest there, would not hold the counts
     sizes = {key: torch.Size(shape).numel() for key, (shape, _) in shapes.items()}
@@ -164,6 +178,29 @@ def reduce_and_read(
         key: part.reshape(shape).round().long() if dtype == torch.int64 else part.reshape(shape)
         for part, (key, (shape, dtype)) in zip(parts, shapes.items(), strict=True)
     }
+
+
+class Since(Mapping[Key, Tensor]):
+    """Of sums those since earlier ones, each worked out when it is asked for: most never are.
+
+    Example:
+        >>> since = Since({("a", "n"): torch.tensor(5)}, {("a", "n"): torch.tensor(3)})
+        >>> since["a", "n"], list(since)
+        (tensor(2), [('a', 'n')])
+    """
+
+    def __init__(self, sums: Mapping[Key, Tensor], earlier: Mapping[Key, Tensor]) -> None:
+        self._sums, self._earlier = sums, earlier
+
+    def __getitem__(self, key: Key) -> Tensor:
+        value, before = self._sums[key], self._earlier.get(key)
+        return value if before is None or before.shape != value.shape else value - before.to(value.device)
+
+    def __iter__(self) -> Iterator[Key]:
+        return iter(self._sums)
+
+    def __len__(self) -> int:
+        return len(self._sums)
 
 
 def nested(sums: Mapping[Key, Tensor]) -> dict[str, dict[str, Tensor]]:

@@ -309,11 +309,3 @@ def _moved(
 def _is_fresh(source: Origin) -> bool:
     """Whether it is as its weight made it."""
     return source.site is None and not source.norm and source.repeat == 1
-
-
-def same_numbers(tensor: Tensor, other: Tensor) -> bool:
-    """Whether one is the other, perhaps in another shape."""
-    try:
-        return tensor.data_ptr() == other.data_ptr() and tensor.numel() == other.numel()
-    except RuntimeError:
-        return False  # sparse tensors have no storage

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lightning_ae.diagnostics.watch.activations import FUNCTIONS
-from lightning_ae.diagnostics.watch.flow import same_numbers
+from lightning_ae.diagnostics.watch.trace import Trace
 
 _LAYERS = (
     functional.linear,
@@ -58,6 +58,10 @@ _RANDOM = {
 _LIKE = {Tensor.type_as, Tensor.to, Tensor.expand_as, Tensor.view_as, Tensor.reshape_as}
 #: What may stand between a probability and its logarithm.
 _GUARDS = {"clamp", "divide", "add"}
+#: Functions whose argument may be asked for: what a logarithm is of.
+_KEEPS_SOURCE = {"log", "log_softmax", *_GUARDS}
+#: What is applied to the output of a layer that is no code.
+_ENDS_LAYER = {activation.name for activation in FUNCTIONS.values()}
 
 
 class Made(NamedTuple):
@@ -65,8 +69,8 @@ class Made(NamedTuple):
 
     Attributes:
         name: of the function.
-        tensor: the result, detached.
-        source: the function's first argument, detached.
+        tensor: the result; its numbers are kept if a layer has made it, until an activation is applied to it.
+        source: the function's first argument; its numbers are kept if they may be what a logarithm is of.
         weight: its second argument, if that is a parameter.
         width: length of the axis over which a softmax normalises; 0 for others.
         rate: share of elements that a dropout drops; 0 for others.
@@ -75,8 +79,8 @@ class Made(NamedTuple):
     """
 
     name: str
-    tensor: Tensor
-    source: Tensor
+    tensor: Trace
+    source: Trace
     weight: Tensor | None
     width: int
     rate: float
@@ -109,12 +113,12 @@ class Lineage:
 
     def is_data(self, tensor: Any) -> bool:
         """Whether a tensor is of the batch, or made of it without anything that learns."""
-        if not isinstance(tensor, Tensor) or tensor.requires_grad or isinstance(tensor, nn.Parameter):
+        if not isinstance(tensor, Tensor) or tensor.requires_grad:
             return False
         found = self._data.get(id(tensor))
-        if found is not None and found() is tensor:
-            return True
-        return _storage(tensor) in self._storages if self._storages else False
+        if found is None or found() is not tensor:
+            return bool(self._storages) and _storage(tensor) in self._storages and not isinstance(tensor, nn.Parameter)
+        return not isinstance(tensor, nn.Parameter)
 
     def called(
         self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Tensor, frame: str
@@ -147,9 +151,19 @@ class Lineage:
             weight = second.detach() if isinstance(second, Tensor) else None
             if func is not functional.linear:
                 groups = int(args[6] if len(args) > 6 else kwargs.get("groups", 1))
-        made = Made(name, out.detach(), source.detach(), weight, width, rate, groups, frame)
+        made = Made(
+            name, Trace(out, name == "layer"), Trace(source, name in _KEEPS_SOURCE), weight, width, rate, groups, frame
+        )
+        if name in _ENDS_LAYER or (name in ("batch_norm", "norm") and out.ndim > 2):
+            self._release(made.source)
         self._made.append(made)
         return made
+
+    def _release(self, source: Trace) -> None:
+        for made in reversed(self._made):
+            if made.tensor.kept is not None and made.tensor.is_of(source):
+                made.tensor.release()
+                return
 
     def parts(self, args: tuple[Any, ...], out: Any) -> None:
         """Follow a call that gives several tensors, such as a split."""
@@ -158,34 +172,36 @@ class Lineage:
                 if isinstance(part, Tensor) and not part.requires_grad:
                     self._data[id(part)] = weakref.ref(part)
 
-    def of(self, tensor: Tensor) -> list[Made]:
+    def of(self, tensor: Tensor | Trace) -> list[Made]:
         """The functions that a tensor has come through, the last one first, as far back as a layer or a gap."""
         found: list[Made] = []
-        at = tensor
+        at: Tensor | Trace = tensor
         for made in reversed(self._made):
-            if same_numbers(made.tensor, at):
+            if made.tensor.is_of(at):
                 found.append(made)
                 if made.name == "layer":
                     break
                 at = made.source
         return found
 
-    def sister(self, tensor: Tensor) -> Tensor | None:
+    def sister(self, tensor: Tensor | Trace) -> Tensor | None:
         """The other of two outputs of one input: of two layers of the same width, or of the halves of one."""
-        own = next((m for m in reversed(self._made) if m.name == "layer" and same_numbers(m.tensor, tensor)), None)
+        tensor = tensor if isinstance(tensor, Trace) else Trace(tensor)
+        own = next((m for m in reversed(self._made) if m.name == "layer" and m.tensor.is_of(tensor)), None)
         if own is not None:
             for made in reversed(self._made):
                 twin = made.name == "layer" and made is not own and made.tensor.shape == own.tensor.shape
-                if twin and same_numbers(made.source, own.source):
-                    return made.tensor
+                if twin and made.source.is_of(own.source):
+                    return made.tensor.kept
             return None
         for made in reversed(self._made):
-            whole = made.tensor
-            half = whole.ndim == tensor.ndim and 2 * tensor.numel() == whole.numel()
-            if made.name == "layer" and half and _storage(whole) == _storage(tensor):
+            whole = made.tensor.kept
+            if whole is None or made.name != "layer" or made.tensor.storage != tensor.storage:
+                continue
+            if whole.ndim == len(tensor.shape) and 2 * tensor.shape.numel() == whole.numel():
                 dim = next(d for d in range(whole.ndim) if whole.shape[d] != tensor.shape[d])
                 parts = whole.chunk(2, dim)
-                return parts[0] if tensor.storage_offset() > whole.storage_offset() else parts[1]
+                return next((part for part in parts if not tensor.is_of(part)), None)
         return None
 
     def probability(self, tensor: Tensor) -> Tensor | None:
@@ -198,7 +214,7 @@ class Lineage:
             if made.name not in _GUARDS:
                 break
             at = made.source
-        return at
+        return at.kept
 
 
 def _all_tensors(batch: Any) -> Iterable[Tensor]:

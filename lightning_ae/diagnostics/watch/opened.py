@@ -18,7 +18,7 @@ from lightning_ae.diagnostics.watch.flow import Flow, Origin, unit_dim
 from lightning_ae.diagnostics.watch.lineage import Lineage
 from lightning_ae.diagnostics.watch.patterns import Patterns
 from lightning_ae.diagnostics.watch.registry import Registry
-from lightning_ae.diagnostics.watch.site import Event, Listener, Site
+from lightning_ae.diagnostics.watch.site import EVENTS, Event, Listener, Site, hears
 
 #: What gives a tensor and is no function of one.
 _PLAIN = {Tensor.grad.__get__, Tensor.backward}  # type: ignore[union-attr]
@@ -53,7 +53,11 @@ class OpenWatch:
         flow: Flow,
         batch: Any = None,
     ) -> None:
-        self.watch, self.root, self.listeners, self.mask, self.flow = watch, root, listeners, mask, flow
+        self.watch, self.root, self.mask, self.flow = watch, root, mask, flow
+        #: who is told of what: to follow a step for nobody would cost as much as all the rest
+        self._told = {what: [getattr(who, what) for who in listeners if hears(who, what)] for what in EVENTS}
+        self._follows = any(self._told[what] for what in ("on_loss", "on_entry", "on_pattern"))
+        self._counts = bool(self._told["on_activation"] or self._told["on_gradient"])
         self.lineage = Lineage(batch, memory=32 if root.training else 8)
         self._comparisons = Comparisons(self.lineage, evaluating=not root.training)
         self._patterns = Patterns(self.lineage)
@@ -125,38 +129,43 @@ class OpenWatch:
             return  # it has raised
         self.watch.learning = torch.is_grad_enabled()
         with torch._C.DisableTorchFunction(), torch.no_grad():
-            x = args[0] if args else None
+            x = args[0] if args and self._told["on_entry"] else None
             if module._parameters and isinstance(x, Tensor) and x.is_floating_point() and self.lineage.is_data(x):
                 self._tell("on_entry", frame.name, module, x.detach())
             self._tell("on_module", frame.name, module, args, output)
 
     def _tell(self, what: str, *args: Any) -> None:
         """Tell all; what they make of it is never a reason for training to end."""
-        for listener in self.listeners:
+        for tell in self._told[what]:
             try:
-                getattr(listener, what)(*args)
+                tell(*args)
             except Exception as error:
-                self.watch.complain(type(listener).__name__, error)
+                self.watch.complain(type(getattr(tell, "__self__", tell)).__name__, error)
 
     # -- what it calls ----------------------------------------------------------------------------------------
 
     def on_function(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call it, and look."""
         out = func(*args, **kwargs)
-        if not self.active or func in _PLAIN:
-            return out
         if not isinstance(out, Tensor):
-            self.lineage.parts(args, out)
+            if self._follows and isinstance(out, (tuple, list)) and self.active:
+                self.lineage.parts(args, out)
+            return out
+        if not self.active or func in _PLAIN:
             return out
         if torch._C._functorch.is_functorch_wrapped_tensor(out):
             return out  # a derivative of the model, not a pass through it
-        if not _in_backward():
+        if self._follows and not _in_backward():
             try:
                 self._follow(func, args, kwargs, out)
             except Exception as error:
                 self.watch.complain("The watch", error)
-        if self._stack[-1].name is None:
+        if (frame := self._stack[-1]).name is None:
             return out  # no part of the model
+        if not self._counts:
+            if frame.module is not None and func in FUNCTIONS:
+                self.watch.ran.add(id(frame.module))
+            return out
         activation = FUNCTIONS.get(func)
         if activation is None:
             self.flow.called(func, args, kwargs, out)
@@ -170,13 +179,17 @@ class OpenWatch:
         made = self.lineage.called(func, args, kwargs, out, frame or "")
         if frame is None and self._stack[-1].module is None:
             return  # inside a metric, say
-        with torch._C.DisableTorchFunction(), torch.no_grad():
-            for pattern in self._patterns.of(func, args, kwargs, out, frame, made) if frame is not None else ():
-                self._tell("on_pattern", pattern)
-            if (comparison := self._comparisons.of(func, args, kwargs, out)) is not None:
-                if (skip := self._patterns.skip(comparison.key)) is not None:
-                    self._tell("on_pattern", skip)
-                self._tell("on_loss", comparison)
+        with torch._C.DisableTorchFunction():
+            found = list(self._patterns.of(func, args, kwargs, out, frame, made)) if frame is not None else []
+            comparison = self._comparisons.of(func, args, kwargs, out)
+            if comparison is not None and (skip := self._patterns.skip(comparison.key)) is not None:
+                found.append(skip)
+        if found or comparison is not None:
+            with torch._C.DisableTorchFunction(), torch.no_grad():
+                for pattern in found:
+                    self._tell("on_pattern", pattern)
+                if comparison is not None:
+                    self._tell("on_loss", comparison)
 
     def _on_activation(self, activation: Activation, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor) -> None:
         source: Tensor = args[0] if args else kwargs["input"]
@@ -198,13 +211,14 @@ class OpenWatch:
                 return
             if not flat:
                 self.flow.mark(y, Origin(site.unit_dim, site=site))
-            if (node := _node(y)) is not None:
+            if self._told["on_gradient"] and (node := _node(y)) is not None:
                 whole = seen if activation.name == "softsign" else None
                 node.register_hook(_GradientHook(self, site, seen.shape, whole))
             if again:
                 return
             z = None if overwritten else source.detach().unsqueeze(-1) if flat else source.detach()
-            event = Event(site, z, seen, options, self._mask_for(seen, site), self.watch.scratch)
+            mask = self._mask_for(seen, site)
+            event = Event(site, z, seen, options, mask, self.watch.scratch, self.watch.number)
             self._tell("on_activation", event)
 
     def _site(
@@ -322,5 +336,5 @@ class _GradientHook:
                 slope = self._site.activation.slope(None, self._composite, {})
                 assert slope is not None
                 grad_z = grad_y * slope
-            for listener in watching.listeners:
-                listener.on_gradient(self._site, grad_z, grad_y)
+            for tell in watching._told["on_gradient"]:
+                tell(self._site, grad_z, grad_y)

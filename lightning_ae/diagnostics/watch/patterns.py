@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ae.diagnostics.watch.lineage import Lineage, Made
+from lightning_ae.diagnostics.watch.trace import Trace
 
 _JOINS = {torch.cat, torch.concat, torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__}
 _PRODUCTS = {torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__}
@@ -107,7 +108,7 @@ class Patterns:
 
     def _scale(self, source: Tensor, out: Tensor) -> None:
         """Remember an exponential of what a layer gives, as a deviation that noise may be scaled by."""
-        at = source.detach()
+        at = Trace(source)
         for made in self.lineage.of(source):
             if made.name in ("scale", "divide", "clamp", "tanh", "add"):
                 at = made.source

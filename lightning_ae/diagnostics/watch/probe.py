@@ -85,6 +85,7 @@ class Probe:
             for name in ("unit_dim", "mask_fn")
         }
         self.watch.unit_dim = options["unit_dim"]
+        self.watch.number = number
         self.watch.exclude = ("penalties",) if isinstance(module, Autoencoder) else ()
         mask = None if options["mask_fn"] is None else options["mask_fn"](batch).to(module.device, torch.float32)
         self._eager = Eager()
@@ -119,6 +120,8 @@ class Probe:
                     monitor.counters.flush()
                     if not trainer.fit_loop._should_accumulate():
                         monitor.after_look()
+        if not self._fresh:
+            return
         self._step = trainer.fit_loop.epoch_loop._batches_that_stepped
         # on the last batch too: callbacks that look at metrics at the end of the epoch may come before this one
         if trainer.is_last_batch or is_log_step(trainer):

@@ -25,6 +25,8 @@ class Registry:
         self.unit_dim = unit_dim
         self.sites: dict[tuple[Any, ...], Site] = {}
         self.ran: set[int] = set()
+        #: number of the step, which decides what part of a large batch is counted; None to count all of it
+        self.number: int | None = None
         #: whether the module that has just returned was called where gradients are recorded
         self.learning = True
         self._complaints: set[str] = set()
@@ -62,6 +64,16 @@ class Registry:
             elif cleaned not in self._names.setdefault(id(module), []):
                 self._names[id(module)].append(cleaned)
         self._excluded -= set(self._names)
+
+    @property
+    def parameters(self) -> dict[int, str]:
+        """Names of the model's parameters by their ``id``, as of the last step that was looked at."""
+        return self._parameters
+
+    @property
+    def structure(self) -> tuple[Any, ...]:
+        """The same object as long as no module or parameter of the model is added, taken away or replaced."""
+        return self._structure
 
     def names_of(self, module: nn.Module) -> list[str]:
         """All names of a module; none if it is no part of the model."""

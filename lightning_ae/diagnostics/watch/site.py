@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from lightning_ae.diagnostics.watch.activations import Activation
 from lightning_ae.diagnostics.watch.comparisons import Comparison
 from lightning_ae.diagnostics.watch.flow import Origin, Reader
+from lightning_ae.diagnostics.watch.part import ALL, part_of
 from lightning_ae.diagnostics.watch.patterns import Pattern
 
 #: What compilers and wrappers put into the names of modules.
@@ -69,6 +71,10 @@ class Site:
     readers: set[Reader] = field(default_factory=set)
     unknown_readers: bool = False
 
+    def part(self, shape: Sequence[int], number: int | None) -> slice:
+        """The examples of an output, or of its gradient, that are counted in a step."""
+        return part_of(shape, number) if len(shape) + self.unit_dim > 0 else ALL
+
     def other_dims(self, y: Tensor) -> list[int]:
         """All axes of an output but that of the units."""
         return [dim for dim in range(y.ndim) if dim != self.unit_dim + y.ndim]
@@ -86,12 +92,15 @@ class SiteInfo(NamedTuple):
 class Event:
     """One call of an activation in a forward pass; what several listeners need is computed once.
 
+    Counts are of the examples in :attr:`part`.
+
     Attributes:
         site: where.
         z: pre-activation, None if it was overwritten; detached.
         y: output; detached.
         options: arguments of the call.
         mask: 1 where a position counts, broadcastable to ``y``; or None.
+        part: the examples that are counted, all or every k-th: see :func:`part_of`.
     """
 
     def __init__(
@@ -102,10 +111,21 @@ class Event:
         options: dict[str, Any],
         mask: Tensor | None,
         scratch: dict[Any, Tensor] | None = None,
+        number: int | None = None,
     ) -> None:
         self.site, self.z, self.y, self.options, self.mask = site, z, y, options, mask
+        self.part = site.part(y.shape, number)
+        self._y = self.of_part(y)
         self._scratch = {} if scratch is None else scratch
         self._live: Tensor | None = None
+
+    def of_part(self, tensor: Tensor) -> Tensor:
+        """Of the output, or of what is like it, the examples that are counted."""
+        return tensor if self.part is ALL or len(tensor) != len(self.y) else tensor[self.part]
+
+    def counted_mask(self) -> Tensor | None:
+        """The mask of the examples that are counted."""
+        return None if self.mask is None else self.of_part(self.mask)
 
     def live(self) -> Tensor:
         """Elements of each unit that have a slope, ``(units,)`` int64, for an activation with a hard zero."""
@@ -114,37 +134,38 @@ class Event:
             low, high = self.site.interval
             if low == 0 and high == float("inf"):
                 # the sign of a ReLU's output is 1 where it fires, and 0 for NaN; summing it is fastest by far
-                fires = torch.sign(self.y, out=self._room())
+                fires = torch.sign(self._y, out=self._room())
             else:
-                fires = (self.y.gt(low) & self.y.lt(high)).to(torch.float32)
+                fires = (self._y.gt(low) & self._y.lt(high)).to(torch.float32)
             self._live = self.sum(fires)
         return self._live
 
     def _room(self) -> Tensor | None:
         """Memory as large as the output, used again on the CPU, where fresh pages cost more than the sum itself."""
-        if self.y.device.type != "cpu":
+        y = self._y
+        if y.device.type != "cpu":
             return None  # kept between steps it would be missing where memory is scarce
-        key = (self.y.device, self.y.dtype)
+        key = (y.device, y.dtype)
         room = self._scratch.get(key)
-        if room is None or room.numel() < self.y.numel():
+        if room is None or room.numel() < y.numel():
             with torch.inference_mode(False):
-                room = self._scratch[key] = torch.empty(self.y.numel(), device=self.y.device, dtype=self.y.dtype)
-        if self.y.ndim == 4 and self.y.is_contiguous(memory_format=torch.channels_last):
-            return room.as_strided(self.y.shape, self.y.stride())
-        return room[: self.y.numel()].view(self.y.shape)
+                room = self._scratch[key] = torch.empty(y.numel(), device=y.device, dtype=y.dtype)
+        if y.ndim == 4 and self.y.is_contiguous(memory_format=torch.channels_last):
+            return room[: y.numel()].view(*(y.shape[i] for i in (0, 2, 3, 1))).permute(0, 3, 1, 2)
+        return room[: y.numel()].view(y.shape)
 
     def sum(self, elements: Tensor) -> Tensor:
-        """Sum of 0s and 1s over all but the units, ``(units,)`` int64."""
-        if self.mask is not None:
-            elements = elements * self.mask
+        """Sum of 0s and 1s, of the examples that are counted, over all but the units, ``(units,)`` int64."""
+        if (mask := self.counted_mask()) is not None:
+            elements = elements * mask
         return self._add_up(elements, whole=True)
 
     def magnitude(self) -> Tensor:
         """Sum of absolute outputs over all but the units, ``(units,)``, float32 or float64."""
         name = self.site.activation.name
-        size = self.y if name in ("relu", "relu6", "sigmoid", "softplus") else torch.abs(self.y, out=self._room())
-        if self.mask is not None:
-            size = torch.where(self.mask > 0, size, 0.0)  # padding may hold NaN
+        size = self._y if name in ("relu", "relu6", "sigmoid", "softplus") else torch.abs(self._y, out=self._room())
+        if (mask := self.counted_mask()) is not None:
+            size = torch.where(mask > 0, size, 0.0)  # padding may hold NaN
         return self._add_up(size, whole=False)
 
     def _add_up(self, elements: Tensor, whole: bool) -> Tensor:
@@ -160,23 +181,38 @@ class Event:
         return total if inner == dims else total.sum(0 if dims[0] < elements.ndim + self.site.unit_dim else 1)
 
     def positions(self) -> int | Tensor:
-        """Elements that each unit has in this call."""
-        each = self.y.numel() // self.site.units
-        if self.mask is None:
-            return each
-        shape = [size if dim != self.y.ndim + self.site.unit_dim else 1 for dim, size in enumerate(self.y.shape)]
-        return self.mask.expand(shape).sum(dtype=torch.float64).long()
+        """Elements that each unit has in this call, of the examples that are counted."""
+        mask = self.counted_mask()
+        if mask is None:
+            return self._y.numel() // self.site.units
+        shape = [size if dim != self._y.ndim + self.site.unit_dim else 1 for dim, size in enumerate(self._y.shape)]
+        return mask.expand(shape).sum(dtype=torch.float64).long()
 
     def examples(self) -> int | Tensor:
-        """Examples in this call, those without a position that counts left out."""
-        first = self.y.shape[0] if self.y.ndim + self.site.unit_dim > 0 else 1
-        if self.mask is None:
+        """Examples in this call that are counted, those without a position that counts left out."""
+        first = self._y.shape[0] if self._y.ndim + self.site.unit_dim > 0 else 1
+        mask = self.counted_mask()
+        if mask is None:
             return first
-        return (self.mask.expand(first, *self.mask.shape[1:]).flatten(1) > 0).any(1).sum()
+        return (mask.expand(first, *mask.shape[1:]).flatten(1) > 0).any(1).sum()
+
+
+#: What a listener may be told of: names of its methods.
+EVENTS = ("on_activation", "on_gradient", "on_module", "on_loss", "on_entry", "on_pattern")
+
+
+def hears(listener: Any, event: str) -> bool:
+    """Whether a listener is told of an event: of all that it has a method for, unless its method ``hears`` says no."""
+    asked = getattr(type(listener), "hears", None)
+    return hasattr(listener, event) if asked is None else bool(asked(listener, event))
 
 
 class Listener(Protocol):
-    """What hears of a step."""
+    """What hears of a step.
+
+    One that does not need all that it could be told may have a method ``hears(event) -> bool`` beside these: what
+    nobody wants to hear is not looked for.
+    """
 
     def on_activation(self, event: Event) -> None:
         """An activation was applied in a forward pass."""

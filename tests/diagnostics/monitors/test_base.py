@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import lightning as L
 import pytest
 import torch
 from lightning.pytorch.demos.boring_classes import BoringModel
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
+from lightning_ae.callbacks import DeadReLUMonitor, GradientSaturationMonitor
+from lightning_ae.diagnostics import DiagnosticsReport
 from lightning_ae.diagnostics.monitors.base import Monitor
+from lightning_ae.diagnostics.watch.part import part_of
 
 
 class Chosen(Monitor):
@@ -167,3 +173,72 @@ class TestUnderATrainer:
         trainer.fit(BoringModel())
         assert monitor.looks == 3
         assert int(monitor.results()["", "samples"]) == 12
+
+
+class Wide(L.LightningModule):
+    """A layer so wide that a part of the batch is counted; keeps what it gave and the gradients there."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(3, 2048), nn.ReLU(), nn.Linear(2048, 2))
+        with torch.no_grad():
+            self.net[0].bias[5] = -1000.0  # never fires
+        self.kept = []
+
+    def training_step(self, batch):
+        z = self.net[0](batch[0])
+        y = self.net[1](z)
+        z.retain_grad()
+        y.retain_grad()
+        self.kept.append((z, y))
+        return self.net[2](y).square().mean()
+
+    def train_dataloader(self):
+        generator = torch.Generator().manual_seed(0)
+        return DataLoader(TensorDataset(torch.randn(5 * 128, 3, generator=generator)), batch_size=128)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+
+
+class TestOfALargeBatch:
+    def test_a_part_is_counted_and_that_is_what_is_said(self, make_trainer):
+        torch.manual_seed(0)
+        model, dead, saturation = Wide(), DeadReLUMonitor(1), GradientSaturationMonitor(1)
+        make_trainer(callbacks=[dead, saturation]).fit(model)
+        parts = [part_of(y.shape, step) for step, (_, y) in enumerate(model.kept)]
+        assert len(parts) == 5
+        seen = torch.cat([y.detach()[part] for part, (_, y) in zip(parts, model.kept, strict=True)])
+        assert dead.num_samples() == {"net.1": len(seen)} == {"net.1": 160}
+        fired = seen.gt(0).sum(0)
+        assert torch.equal((dead.firing_frequency()["net.1"] * len(seen)).round().long(), fired)
+        assert torch.equal(dead.dead_units()["net.1"], fired.eq(0).nonzero().flatten())
+        assert 5 in dead.dead_units()["net.1"]
+        squares = [
+            sum(t.grad[part].double().square().sum() for part, t in zip(parts, kept, strict=True))
+            for kept in zip(*model.kept, strict=True)
+        ]
+        want = (squares[0] / squares[1]).sqrt().item()
+        assert saturation.transmission()["net.1"] == pytest.approx(want, rel=1e-5)
+        assert saturation.saturated_fraction()["net.1"] == 1 - fired.sum().item() / seen.numel()
+
+    def test_weights_are_the_same_to_the_bit(self, make_trainer):
+        weights = []
+        for callbacks in ([], [DiagnosticsReport(every_n_steps=1, quiet=True)]):
+            torch.manual_seed(0)
+            model = Wide()
+            make_trainer(callbacks=callbacks).fit(model)
+            weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+        assert torch.equal(*weights)
+
+
+class TestTheName:
+    def test_under_which_it_is_saved_follows_its_settings_until_a_fit_begins(self, make_trainer):
+        monitor = DeadReLUMonitor(3)
+        assert monitor.state_key == DeadReLUMonitor(3).state_key
+        monitor.every_n_steps = 2
+        assert monitor.state_key == DeadReLUMonitor(2).state_key
+        make_trainer(callbacks=monitor).fit(Wide())
+        monitor.every_n_steps = 1
+        make_trainer(callbacks=monitor).fit(Wide())
+        assert monitor.state_key == DeadReLUMonitor(1).state_key

@@ -488,6 +488,31 @@ def test_sums_roll():
     assert counters.totals() == {}
 
 
+def test_numbers_and_tensors_that_wait_are_in_what_is_read_and_in_no_span_twice():
+    counters = Counters()
+    for value in (1, 10, 100):
+        counters.add("a", "n", value)
+        counters.add("b", "n", torch.tensor([value]))
+        counters.flush()
+    assert counters.spans()[0]["a", "n"].item() == 111
+    assert counters.totals()["b", "n"].tolist() == [111]
+    counters.add("a", "n", 1000)
+    counters.rotate()
+    assert counters.spans()[1]["a", "n"].item() == 1111
+    assert counters.totals()["a", "n"].item() == 1111
+
+
+def test_what_is_read_on_the_host_is_a_copy_and_equals_what_goes_through_a_buffer():
+    sums = {("a", "n"): torch.tensor([3, 2**40 + 1]), ("a", "x"): torch.tensor(0.1, dtype=torch.float64)}
+    shapes = {key: (tuple(value.shape), value.dtype) for key, value in sums.items()}
+    plain, buffered = (reduce_and_read(sums, shapes, torch.device("cpu"), how) for how in (None, lambda flat: flat))
+    for key in sums:
+        assert torch.equal(plain[key], buffered[key])
+        assert plain[key].dtype == buffered[key].dtype
+    plain["a", "n"] += 1
+    assert sums["a", "n"].tolist() == [3, 2**40 + 1]
+
+
 def test_a_sum_whose_shape_has_changed_begins_again():
     counters = Counters()
     counters.add("a", "n", torch.ones(2, dtype=torch.int64))
