@@ -83,6 +83,9 @@ class AutoencoderLike(Protocol):
     def get_input(self, batch: Any) -> Tensor:
         """``x`` of a batch."""
 
+    def observed(self, batch: Any) -> tuple[Tensor, Tensor | None]:
+        """``x`` with 0 where it is missing, and the mask of what is there; None if all is."""
+
     def terms(self, x: Tensor, output: AutoencoderOutput) -> dict[str, Tensor]:
         """Raw, unweighted terms by name."""
 

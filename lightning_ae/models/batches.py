@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from lightning_ae.boxes import AutoencoderLike, AutoencoderOutput
 from lightning_ae.checks import outline
 
 Missing = Literal["refuse", "mask"]
@@ -57,6 +58,14 @@ def mask_of(batch: Any, mask_key: str | int, x: Tensor) -> Tensor:
 def without_missing(x: Tensor, mask: Tensor) -> Tensor:
     """``x`` with 0 where the mask is false."""
     return torch.where(mask, x, torch.zeros((), dtype=x.dtype, device=x.device))
+
+
+def imputed(model: AutoencoderLike, batch: Any, output: AutoencoderOutput) -> Tensor:
+    """``x`` with predictions in the place of what is missing, so that they count as neither right nor wrong."""
+    x, mask = model.observed(batch)
+    if mask is None:
+        return x
+    return torch.where(mask, x, model.loss.prediction(output.params, x).detach().to(x.dtype))
 
 
 def warn_of_unused_mask(batch: Any, observed: tuple[Tensor, Tensor | None]) -> None:

@@ -194,6 +194,18 @@ def test_a_masked_step_compiles_to_the_same_loss():
     torch.testing.assert_close(compiled(x), model.training_step(x, 0)["loss"])
 
 
+def test_a_report_counts_what_is_missing_as_neither_wrong_nor_not_finite():
+    x = torch.rand(128, 6)
+    x[torch.rand(128, 6) < 0.4] = torch.nan
+    report = ae.DiagnosticsReport(every_n_steps=1, quiet=True)
+    model = ae.MLPAutoencoder(6, 5, hidden=(32,), lr=1e-2, missing="mask")
+    trainer = L.Trainer(max_epochs=60, accelerator="cpu", logger=False, enable_progress_bar=False,
+                        enable_model_summary=False, enable_checkpointing=False, callbacks=report)  # fmt: skip
+    trainer.fit(model, DataLoader(x, 32, shuffle=True), DataLoader(x, 32))
+    assert "nonfinite_data" not in [finding.cause for finding in report.findings]
+    assert report.report.output["fvu"] < 0.5
+
+
 # -- losses that cannot be ------------------------------------------------------------------------------------------
 
 
