@@ -4,11 +4,9 @@ import copy
 import io
 import pickle
 
-import lightning as L
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -274,38 +272,3 @@ def test_a_model_without_such_layers_is_loaded_as_before():
     plain = nn.Sequential(nn.Linear(2, 2))
     restore_scaling(plain, {"0.weight": torch.zeros(2, 2), "other.input_mean": torch.zeros(2)})
     assert sorted(plain.state_dict()) == ["0.bias", "0.weight"]
-
-
-class Ranked(L.LightningModule):
-    def __init__(self):
-        super().__init__()
-        self.network = nn.Linear(2, 1)
-        standardize_input(self.network, 2)
-        self.read = []
-
-    def training_step(self, batch, batch_idx):
-        self.read.append(batch)
-        return self.network(batch).square().mean()
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.01)
-
-
-class Write(L.Callback):
-    def __init__(self, folder):
-        self.folder = folder
-
-    def on_train_end(self, trainer, pl_module):
-        torch.save((pl_module.state_dict(), torch.cat(pl_module.read)), self.folder / f"{trainer.global_rank}.pt")
-
-
-@pytest.mark.flaky(reruns=2, only_rerun=["ProcessExitedException", "Connection (closed|reset) by peer"])
-def test_two_ranks_standardise_alike(make_trainer, tmp_path):
-    ddp = DDPStrategy(start_method="fork", process_group_backend="gloo")
-    trainer = make_trainer(devices=2, strategy=ddp, callbacks=[Write(tmp_path)])
-    trainer.fit(Ranked(), torch.utils.data.DataLoader(7 + torch.randn(3200, 2), batch_size=100))
-    (one, read), (two, other) = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
-    assert all(torch.equal(one[name], two[name]) for name in one)
-    assert one["network.input_count"] == 1000
-    assert not torch.equal(read, other)
-    torch.testing.assert_close(one["network.input_mean"], read[:1000].mean(0))

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 from torch.optim import lr_scheduler as schedules
 
@@ -13,6 +13,7 @@ import lightning_ae as ae
 from lightning_ae.diagnostics.remedies import (
     ScaleLearningRate,
     ScaleWeightDecay,
+    StandardizeInput,
     TrainForgotten,
     UseAdam,
     ZeroGradients,
@@ -315,11 +316,14 @@ def test_adam_steps_where_the_model_steps_by_itself(manual, fit):
 
 
 class Ranked(L.LightningModule):
+    """Of the module, so that processes can be started with it."""
+
     def __init__(self):
         super().__init__()
-        self.first, self.last = nn.Linear(4, 4), nn.Linear(4, 1)
+        self.first, self.last, self.read = nn.Linear(4, 4), nn.Linear(4, 1), []
 
     def training_step(self, batch, batch_idx):
+        self.read.append(batch)
         return self.last(self.first(batch)).square().mean()
 
     def configure_optimizers(self):
@@ -332,18 +336,23 @@ class Write(L.Callback):
 
     def on_train_end(self, trainer, pl_module):
         groups = [(g["lr"], g["weight_decay"]) for g in trainer.optimizers[0].param_groups]
-        torch.save((groups, pl_module.state_dict()), self.folder / f"{trainer.global_rank}.pt")
+        torch.save((groups, pl_module.state_dict(), pl_module.read), self.folder / f"{trainer.global_rank}.pt")
 
 
 @pytest.mark.flaky(reruns=2, only_rerun=["ProcessExitedException", "Connection (closed|reset) by peer"])
-def test_two_ranks_have_the_same_optimizer_with_what_was_forgotten(make_trainer, tmp_path):
+def test_two_ranks_have_the_same_optimizer_and_the_first_ones_statistics(make_trainer, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[3]))  # where the spawned processes find this module
     module = Ranked()
     before = module.last.weight.clone()
-    remedies = ae.ApplyRemedies([TrainForgotten(), ScaleLearningRate(0.5), ScaleWeightDecay()])
-    ddp = DDPStrategy(start_method="fork", process_group_backend="gloo")
-    trainer = make_trainer(devices=2, strategy=ddp, callbacks=[remedies, Write(tmp_path)])
-    trainer.fit(module, torch.utils.data.DataLoader(torch.randn(16, 4), batch_size=4))
+    remedies = [TrainForgotten(), ScaleLearningRate(0.5), ScaleWeightDecay(), StandardizeInput("first", 4)]
+    trainer = make_trainer(devices=2, strategy="ddp_spawn", callbacks=[ae.ApplyRemedies(remedies), Write(tmp_path)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the spawned processes' own, and Lightning's on spawn
+        trainer.fit(module, torch.utils.data.DataLoader(7 + torch.randn(3200, 4), batch_size=100))
     one, two = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     assert one[0] == two[0] == [(0.2, 0.0), (0.2, 0.0)]
     assert all(torch.equal(one[1][name], two[1][name]) for name in one[1])
     assert not torch.equal(one[1]["last.weight"], before)
+    assert one[1]["first.input_count"] == 1000
+    torch.testing.assert_close(one[1]["first.input_mean"], torch.cat(one[2][:10]).mean(0))
+    assert not torch.equal(one[2][0], two[2][0])
