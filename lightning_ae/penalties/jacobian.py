@@ -57,7 +57,7 @@ class JacobianPenalty(Penalty):
     def forward(self, x: Tensor, output: AutoencoderOutput, model: AutoencoderLike) -> Tensor:
         """Squared Frobenius norm of each example's Jacobian."""
         _check_code(model)
-        if not torch.is_inference_mode_enabled():
+        if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
             return self._norm(x, model)
         # torch 2.6 takes derivatives of inference tensors to be 0; a copy made outside of the mode is none
         with torch.inference_mode(False), torch.no_grad():
