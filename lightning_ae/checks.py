@@ -93,7 +93,8 @@ def _between(
     number = _number(name, value, expected)
     inside = (number > low if above else number >= low) and (number < high if below else number <= high)
     if inside and finite and not abs(number) <= _LARGEST:
-        expected += " that is finite, in single precision" if "finite" not in expected else ", in single precision"
+        expected += "" if "finite" in expected else " that is finite"
+        expected += "" if abs(number) == math.inf else ", in single precision"
         inside = False
     if not inside:
         raise ValueError(f"{name}: expected {expected}, got {value}.")

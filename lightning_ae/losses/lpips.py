@@ -81,7 +81,7 @@ class LPIPSLoss(ActivatedLoss):
         """Targets must lie in [0, 1]."""
         low, high = (end.float() for end in value_range(x))
         if not (low >= 0 and high <= 1):
-            raise ValueError(f"x: LPIPSLoss: targets must lie in [0, 1], got {low:.4g} to {high:.4g}.")
+            raise ValueError(f"x: LPIPSLoss: targets must lie in [0, 1], got values from {low:.4g} to {high:.4g}.")
 
     def forward(self, params: Tensor, x: Tensor) -> Tensor:
         """Perceptual distance of each example, ``(B,)``."""
@@ -90,7 +90,8 @@ class LPIPSLoss(ActivatedLoss):
             raise ValueError(f"x: LPIPSLoss: expected images (B, 1 or 3, H, W), got {tuple(x.shape)}.")
         if min(x.shape[2:]) < self.smallest:
             raise ValueError(
-                f"x: LPIPSLoss: expected {self.smallest} pixels a side or more for this net, got {tuple(x.shape[2:])}."
+                f"x: LPIPSLoss: expected sides of {self.smallest} pixels or more for this net, got "
+                f"{tuple(x.shape[2:])}."
             )
         with torch.autocast(x.device.type, enabled=False):
             images = [image.expand(-1, 3, -1, -1) for image in (self.mean(params), x)]

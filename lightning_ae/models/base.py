@@ -317,6 +317,8 @@ class Autoencoder(Rebuildable, RecordsArguments):
             raise ValueError(
                 f"x: expected finite numbers, got {bad} NaN or infinite of {x.numel()} in the first batch."
             )
+        if getattr(self.encoder, "input_transform", None) == "log1p" and bool(x.amin() <= -1):
+            raise ValueError(f"x: expected numbers above -1 for input_transform='log1p', got some of {x.amin():.4g}.")
         self.loss.check(x)
 
     def configure_metrics(self, x: Tensor) -> MetricCollection:

@@ -57,7 +57,7 @@ class Scales(Rebuildable, nn.Module, ABC):
         return [self.part(band, index, x.shape[1:]) for index, band in enumerate(self.split(x))]
 
     def _check(self, x: Tensor) -> None:
-        check_floating("x", x, least_dims=3)
+        check_floating("x", x, least_dims=2)
         self.shapes(x.shape[1:])
 
     def _space(self, event_shape: Sequence[int]) -> tuple[int, ...]:

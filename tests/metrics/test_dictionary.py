@@ -68,6 +68,7 @@ def test_density_is_reduced_over_ranks_by_sums():
     metric = FeatureDensity(2)
     assert {name: fn.__name__ for name, fn in metric._reductions.items()} == {
         "fired": "dim_zero_sum",
+        "undefined": "dim_zero_sum",
         "count": "dim_zero_sum",
     }
 

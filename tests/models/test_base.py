@@ -146,6 +146,14 @@ def test_an_empty_later_batch_is_named(make_trainer, stage):
         getattr(make_trainer(max_epochs=1), stage)(model(), loader)
 
 
+def test_data_without_a_logarithm_are_refused(make_trainer):
+    counts = ae.MLPAutoencoder(6, 2, hidden=(3,), input_transform="log1p")
+    counts.check_input(torch.full((2, 6), -0.9))
+    loader = torch.utils.data.DataLoader(torch.full((4, 6), -1.5), batch_size=2)
+    with pytest.raises(ValueError, match=r"^x: expected numbers above -1 for input_transform='log1p', got some"):
+        make_trainer(max_epochs=1).fit(counts, loader)
+
+
 def test_the_first_batch_of_each_loader_is_looked_at(make_trainer):
     good, bad = (torch.utils.data.DataLoader(torch.full((4, 6), value), batch_size=2) for value in (0.5, float("nan")))
     with pytest.raises(ValueError, match="x: expected finite numbers"):

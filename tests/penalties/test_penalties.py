@@ -329,7 +329,7 @@ def test_batch_normalisation_has_no_jacobian_of_an_example(num_projections):
 
 @pytest.mark.parametrize("num_projections", [0, -1])
 def test_the_number_of_projections_must_be_positive(num_projections):
-    with pytest.raises(ValueError, match="num_projections: expected a positive number or None, got"):
+    with pytest.raises(ValueError, match="num_projections: expected a positive whole number, got"):
         JacobianPenalty(num_projections=num_projections)
 
 
