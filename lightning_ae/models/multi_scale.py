@@ -264,7 +264,7 @@ class MultiScaleAutoencoder(KeepsAttributes, Autoencoder):
 
 
 def _one_for_each(name: str, values: float | Sequence[float], count: int) -> list[float]:
-    values = values if isinstance(values, Sequence) else [check_non_negative(name, values)] * count
+    values = values if isinstance(values, Sequence) else [values] * count
     return check_weights(name, values, count, "scale")
 
 

@@ -24,13 +24,13 @@ def check_weights(name: str, weights: Sequence[float], count: int, part: str) ->
         >>> check_weights("level_weights", (1, 0.5), 2, "level")
         [1.0, 0.5]
     """
-    wrong = f"{name}: expected {count} finite numbers >= 0, one for each {part}, got {weights!r}."
     if not isinstance(weights, Sequence):
-        raise TypeError(wrong)
+        raise TypeError(f"{name}: expected {count} numbers, one for each {part}, got {weights!r}.")
+    wrong = f"{name}: expected {count} finite numbers >= 0, one for each {part}, got {weights!r}."
     try:
         numbers = [float(check_non_negative(name, weight)) for weight in weights]
     except TypeError as error:
-        raise TypeError(wrong) from error
+        raise TypeError(f"{name}: expected {count} numbers, one for each {part}, got {weights!r}.") from error
     except ValueError as error:
         raise ValueError(wrong) from error
     if len(numbers) != count:

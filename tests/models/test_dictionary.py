@@ -625,8 +625,8 @@ def test_prefixes_are_reconstructed_on_their_own():
 
 @pytest.mark.parametrize(("options", "message"), [
     ({"code": TopKCode(25)}, "code: expected k of at most num_latents=24, got 25"),
-    ({"dead_after": 0}, "dead_after: expected a whole number of at least 1, got 0"),
-    ({"resample_every": -1}, "resample_every: expected a whole number of at least 0"),
+    ({"dead_after": 0}, "dead_after: expected a positive whole number, got 0"),
+    ({"resample_every": -1}, "resample_every: expected a whole number >= 0"),
     ({"prefixes": [4, 24]}, "prefixes: expected less than num_latents=24"),
     ({"prefixes": [4, 3]}, "prefixes: expected rising numbers"),
     ({"loss": ae.BernoulliNLL()}, "loss: expected one without output activation, got BernoulliNLL"),
