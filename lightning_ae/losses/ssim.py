@@ -7,7 +7,15 @@ from typing import Literal, NamedTuple, overload
 import torch
 from torch import Tensor
 
-from lightning_ae.checks import check_flag, check_non_negative, check_one_of, check_positive, check_tensor, check_whole
+from lightning_ae.checks import (
+    check_finite,
+    check_flag,
+    check_non_negative,
+    check_one_of,
+    check_positive,
+    check_tensor,
+    check_whole,
+)
 from lightning_ae.losses.base import Activation, full_precision
 from lightning_ae.losses.dissimilarity import half_dissimilarity, maps, mean_dissimilarity
 from lightning_ae.losses.intensities import IntensityLoss
@@ -118,6 +126,7 @@ def ssim(
     """
     data_range, window_size, sigma = check_options(data_range, window_size, sigma, padding)
     k1, k2, parts = check_non_negative("k1", k1), check_non_negative("k2", k2), check_flag("parts", parts)
+    low = check_finite("low", low)
     x_hat, x = as_images(x_hat, x, window_size)
     if low:
         x_hat, x = x_hat - low, x - low

@@ -12,7 +12,7 @@ from torchmetrics.image import (
     StructuralSimilarityIndexMeasure,
 )
 
-from lightning_ae.checks import check_positive, check_sequence, check_whole
+from lightning_ae.checks import check_finite, check_positive, check_sequence, check_whole
 from lightning_ae.metrics.variance import FractionVarianceUnexplained
 
 # the Gaussian window of SSIM; MS-SSIM halves the image four times and needs a window's width of what is left
@@ -69,7 +69,7 @@ def reconstruction_metrics(
         >>> sorted(reconstruction_metrics((1, 28, 28)))
         ['fvu', 'mae', 'mse', 'psnr', 'ssim']
     """
-    data_range = check_positive("data_range", data_range)
+    data_range, low = check_positive("data_range", data_range), check_finite("low", low)
     event_shape = [check_whole("event_shape", size) for size in check_sequence("event_shape", event_shape)]
     metrics: dict[str, Metric | MetricCollection] = {
         "mse": MeanSquaredError(),

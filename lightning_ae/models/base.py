@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 from lightning_ae.boxes import AutoencoderLike, AutoencoderOutput
-from lightning_ae.checks import check_non_negative, check_tensor, check_type
+from lightning_ae.checks import check_non_negative, check_one_of, check_tensor, check_type
 from lightning_ae.codes import Code, Identity
 from lightning_ae.losses import ReconstructionLoss, SquaredError
 from lightning_ae.metrics import reconstruction_metrics
@@ -133,10 +133,11 @@ class Autoencoder(Rebuildable, RecordsArguments):
         return self.mask_key is not None or self.missing == "mask"
 
     def _check_mask(self) -> None:
-        if self.missing not in get_args(Missing):
-            raise ValueError(f"missing: expected one of {get_args(Missing)}, got {self.missing!r}.")
+        check_one_of("missing", self.missing, get_args(Missing))
         if self.mask_key is not None and type(self.mask_key) not in (str, int):
-            raise TypeError(f"mask_key: expected a key or a position in the batch, got {self.mask_key!r}.")
+            raise TypeError(
+                f"mask_key: expected a key or a position in the batch, got a {type(self.mask_key).__name__}."
+            )
         if self._masks and not (self.takes_mask and self.loss.takes_mask):
             what = self.loss if self.takes_mask else self
             name = "missing" if self.mask_key is None else "mask_key"

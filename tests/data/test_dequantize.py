@@ -43,6 +43,6 @@ def test_its_bits_bound_the_length_of_the_code_from_above():
 def test_what_cannot_be_is_an_error():
     with pytest.raises(TypeError, match=r"x: expected floating-point values in \[0, 1\], got torch.uint8"):
         dequantize(torch.zeros(2, dtype=torch.uint8))
-    with pytest.raises(ValueError, match="levels: expected an integer >= 2, got 1"):
+    with pytest.raises(ValueError, match="levels: expected a whole number >= 2, got 1"):
         dequantize(torch.zeros(2), levels=1)
     assert math.isfinite(dequantize(torch.zeros(1), levels=2).item())

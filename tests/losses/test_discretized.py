@@ -146,14 +146,14 @@ def test_rounding_of_the_data_does_not_matter_and_other_values_are_an_error(Loss
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    ({"num_components": 0}, "num_components: expected a whole number of at least 1, got 0"),
-    ({"levels": 1}, "levels: expected a whole number of at least 2, got 1"),
-    ({"levels": 2.5}, "levels: expected a whole number"),
-    ({"low": 1.0}, "high: expected a finite number above low=1.0, got 1.0"),
+    ({"num_components": 0}, "num_components: expected a positive whole number, got 0"),
+    ({"levels": 1}, "levels: expected a whole number >= 2, got 1"),
+    ({"levels": 1.0}, "levels: expected a whole number"),
+    ({"low": 1.0}, "high: expected a number above low=1.0, got 1.0"),
     ({"high": math.inf}, "high: expected a finite number"),
 ])  # fmt: skip
 def test_what_cannot_be_is_an_error(options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         DiscretizedLogisticMixtureNLL(**options)
 
 

@@ -284,5 +284,5 @@ def test_a_learned_scale_is_held_back_where_it_was_asked_to():
         free.log_scale.fill_(math.log(1e-5))
     assert free.scale.item() == pytest.approx(1e-5)
     for wrong in (0.0, 0.2, math.nan):
-        with pytest.raises(ValueError, match=r"min_scale: expected a positive number of at most scale=0.1"):
+        with pytest.raises(ValueError, match="min_scale: expected a positive number"):
             GaussianNLL(0.1, learn_scale=True, min_scale=wrong)

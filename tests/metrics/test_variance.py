@@ -128,7 +128,7 @@ def test_examples_of_several_sizes_have_a_mean_for_each_size():
 
 def test_shapes_that_differ_are_an_error_and_empty_batches_are_none():
     metric = FractionVarianceUnexplained()
-    with pytest.raises(ValueError, match=r"preds: expected the shape of target, \(2, 3\), got \(2, 1\)"):
+    with pytest.raises(ValueError, match=r"preds: expected reconstructions \(2, 3\), got \(2, 1\)"):
         metric.update(torch.zeros(2, 1), torch.zeros(2, 3))
     metric.update(torch.zeros(0, 3), torch.zeros(0, 3))
     preds, x = data()
