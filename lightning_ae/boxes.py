@@ -18,16 +18,18 @@ class AutoencoderOutput(NamedTuple):
         z: the latent, ``(B, *latent)``.
         params: the decoder's output, pre-activations ``(B, *loss.params_shape(event))``.
         penalties: raw terms that the code charges, each ``(B,)``.
+        mask: true where a number of x is there, of its shape; None if all are.
     """
 
     z: Tensor
     params: Tensor
     penalties: dict[str, Tensor]
+    mask: Tensor | None = None
 
     def detach(self) -> AutoencoderOutput:
         """The same, cut from the graph."""
         penalties = {name: value.detach() for name, value in self.penalties.items()}
-        return AutoencoderOutput(self.z.detach(), self.params.detach(), penalties)
+        return AutoencoderOutput(self.z.detach(), self.params.detach(), penalties, self.mask)
 
 
 class LossLike(Protocol):
@@ -80,6 +82,9 @@ class AutoencoderLike(Protocol):
 
     def get_input(self, batch: Any) -> Tensor:
         """``x`` of a batch."""
+
+    def observed(self, batch: Any) -> tuple[Tensor, Tensor | None]:
+        """``x`` with 0 where it is missing, and the mask of what is there; None if all is."""
 
     def terms(self, x: Tensor, output: AutoencoderOutput) -> dict[str, Tensor]:
         """Raw, unweighted terms by name."""

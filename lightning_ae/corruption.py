@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
+from lightning_ae.checks import check_finite, check_flag, check_floating, check_non_negative, check_share
 from lightning_ae.rebuildable import Rebuildable
 
 
@@ -19,7 +20,7 @@ class Corruption(Rebuildable, nn.Module, ABC):
 
     def __init__(self, in_eval: bool = False) -> None:
         super().__init__()
-        self.in_eval = in_eval
+        self.in_eval = check_flag("in_eval", in_eval)
 
     @abstractmethod
     def corrupt(self, x: Tensor) -> Tensor:
@@ -27,6 +28,7 @@ class Corruption(Rebuildable, nn.Module, ABC):
 
     def forward(self, x: Tensor) -> Tensor:
         """Corrupt ``x`` in training mode, or if ``in_eval``; else return it."""
+        check_floating("x", x)
         return self.corrupt(x) if self.training or self.in_eval else x
 
 
@@ -44,7 +46,8 @@ class GaussianNoise(Corruption):
         ``(B, *event)`` to the same.
 
     Raises:
-        ValueError: if ``std`` is negative.
+        TypeError: if ``std`` is no number.
+        ValueError: if it is negative or not finite.
 
     Source: Vincent 2011, https://doi.org/10.1162/NECO_a_00142; Alain & Bengio 2014, https://arxiv.org/abs/1211.4246.
 
@@ -55,9 +58,7 @@ class GaussianNoise(Corruption):
 
     def __init__(self, std: float, in_eval: bool = False) -> None:
         super().__init__(in_eval)
-        if not std >= 0:
-            raise ValueError(f"std: expected a number >= 0, got {std}.")
-        self.std = std
+        self.std = check_non_negative("std", std)
 
     def corrupt(self, x: Tensor) -> Tensor:
         """Add noise."""
@@ -86,7 +87,7 @@ class MaskingNoise(Corruption):
 
     def __init__(self, p: float, in_eval: bool = False) -> None:
         super().__init__(in_eval)
-        self.p = _probability(p)
+        self.p = check_share("p", p)
 
     def corrupt(self, x: Tensor) -> Tensor:
         """Erase."""
@@ -117,9 +118,9 @@ class SaltAndPepper(Corruption):
 
     def __init__(self, p: float, low: float = 0.0, high: float = 1.0, in_eval: bool = False) -> None:
         super().__init__(in_eval)
-        self.p = _probability(p)
-        self.low = low
-        self.high = high
+        self.p = check_share("p", p)
+        self.low = check_finite("low", low)
+        self.high = check_finite("high", high)
 
     def corrupt(self, x: Tensor) -> Tensor:
         """Replace."""
@@ -130,9 +131,3 @@ class SaltAndPepper(Corruption):
 def _uniform(x: Tensor) -> Tensor:
     """Numbers in [0, 1) for each of ``x``, in float32: bf16 has only 256 of them."""
     return torch.rand(x.shape, device=x.device)
-
-
-def _probability(p: float) -> float:
-    if not 0 <= p <= 1:
-        raise ValueError(f"p: expected a probability in [0, 1], got {p}.")
-    return p

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -24,12 +25,15 @@ def find_layer(model: nn.Module, name: str) -> nn.Module:
         The submodule.
 
     Raises:
+        TypeError: if ``name`` is no string.
         ValueError: if there is none; the message has the names that are nearest.
 
     Example:
         >>> find_layer(nn.Sequential(nn.Linear(2, 3), nn.ReLU()), "1")
         ReLU()
     """
+    if not isinstance(name, str):
+        raise TypeError(f"layer: expected the name of a module, got a {type(name).__name__}.")
     modules: dict[str, nn.Module] = dict(model.named_modules(remove_duplicate=False))
     if name in modules:
         return modules[name]
@@ -78,6 +82,20 @@ def with_first_tensor(output: Any, tensor: Tensor) -> Any:
         return output
     items = [tensor if item is old else item for item in output]
     return type(output)(*items) if hasattr(output, "_fields") else type(output)(items)
+
+
+def check_batches(batches: Any) -> None:
+    """A ``TypeError`` for what gives no batches: a string, one tensor without dimensions, a mapping.
+
+    Args:
+        batches: a loader, a list or any other iterable.
+
+    Example:
+        >>> check_batches([torch.zeros(2, 3)])
+    """
+    scalar = isinstance(batches, (Tensor, np.ndarray)) and batches.ndim == 0
+    if scalar or isinstance(batches, (str, bytes, Mapping)) or not isinstance(batches, Iterable):
+        raise TypeError(f"batches: expected an iterable, such as a loader, got a {type(batches).__name__}.")
 
 
 def call(model: nn.Module, batch: Any) -> Any:

@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_ae.files import refuse_texts
+
 Tree = dict[str, Any]
 T = TypeVar("T", bound="Rebuildable")
 
@@ -110,7 +112,7 @@ def describe(part: Rebuildable) -> Tree:
     Example:
         >>> from lightning_ae import GaussianNLL
         >>> describe(GaussianNLL(scale=0.1))
-        {'class_path': 'lightning_ae.GaussianNLL', 'init_args': {'scale': 0.1, 'learn_scale': False}}
+        {'class_path': 'lightning_ae.GaussianNLL', 'init_args': {'scale': 0.1, 'learn_scale': False, 'min_scale': None}}
     """
     return _describe_part(part, "", {})
 
@@ -130,7 +132,7 @@ def _describe_part(part: Rebuildable, path: str, seen: dict[int, str]) -> Tree:
 
 def _describe_value(value: Any, path: str, seen: dict[int, str]) -> Any:
     if isinstance(value, np.generic):
-        return value.item()
+        return _describe_value(value.item(), path, seen)
     if value is None or type(value) in (bool, int, float, str, torch.dtype):
         return value
     if isinstance(value, Rebuildable):
@@ -142,7 +144,7 @@ def _describe_value(value: Any, path: str, seen: dict[int, str]) -> Any:
         return items if isinstance(value, list) else tuple(items)
     if isinstance(value, Tensor):
         return value.detach().cpu().clone()
-    if isinstance(value, np.ndarray):
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
         return torch.as_tensor(value)
     if isinstance(value, Path):
         return str(value)
@@ -169,7 +171,8 @@ def rebuild(
         A new object; its weights are freshly initialised.
 
     Raises:
-        ValueError: if a class is not trusted or cannot be found, or an object was not recorded and is not ``given``.
+        ValueError: if a class is not trusted or cannot be found, an object was not recorded and is not ``given``, or
+            there is a text where the class takes none.
 
     Example:
         >>> from lightning_ae import GaussianNLL
@@ -238,6 +241,8 @@ class _Builder:
             if self.given:
                 raise ValueError(f"The checkpoint's model has no part at {sorted(self.given)}.")
         cls = self.root if self.root and path == "" else resolve(node["class_path"], self.trusted)
+        recorded = {name: item for name, item in node.get("init_args", {}).items() if values[name] is item}
+        refuse_texts(cls, recorded, path)
         self.built[path] = cls(**values)
         return self.built[path]
 

@@ -38,7 +38,7 @@ from matplotlib import pyplot as plt
 
 CODES = {
     "L1": lambda n, l0: ae.L1Code(0.1, "relu", target_l0=l0),
-    "JumpReLU": lambda n, l0: ae.JumpReLUCode(n, 0.01, target_l0=l0),
+    "JumpReLU": lambda n, l0: ae.JumpReLUCode(n, 0.04, target_l0=l0),
     "TopK": lambda n, l0: ae.TopKCode(l0),
 }
 

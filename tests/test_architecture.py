@@ -12,19 +12,23 @@ import pytest
 import lightning_ae
 
 PACKAGE = Path(lightning_ae.__file__).parent
-FOR_ALL = {"rebuildable", "hooks", "boxes"}
+FOR_ALL = {"rebuildable", "hooks", "boxes", "checks", "files", "limits"}
 LOW = {"data", "corruption", "networks", "codes", "losses", "metrics"}
-BELOW_PARETO = LOW | FOR_ALL | {"checkpoint", "penalties", "models", "diagnostics", "callbacks"}
+BELOW_PARETO = LOW | FOR_ALL | {"checkpoint", "settings", "penalties", "models", "diagnostics", "callbacks"}
 ALLOWED = {
-    "rebuildable": set(),
+    "rebuildable": {"files"},
+    "checks": set(),
+    "files": set(),
     "hooks": set(),  # data collect from a layer and metrics splice into it, and neither may import the other
+    "limits": set(),  # of learned scales, in codes and losses
     "boxes": set(),  # penalties and causes ask of models, which import penalties
     **{room: FOR_ALL for room in LOW},
-    "checkpoint": {"rebuildable"},
+    "settings": {"rebuildable"},
+    "checkpoint": {"rebuildable", "files", "settings"},
     "penalties": LOW | FOR_ALL,
-    "models": LOW | FOR_ALL | {"checkpoint", "penalties"},
+    "models": LOW | FOR_ALL | {"checkpoint", "penalties", "settings"},
     "diagnostics": {"metrics", "losses", "models", "boxes", "hooks", "networks", "rebuildable"},
-    "callbacks": {"metrics", "losses", "models", "boxes", "hooks", "diagnostics"},
+    "callbacks": {"metrics", "losses", "models", "boxes", "hooks", "checks", "files", "diagnostics"},
     "pareto": BELOW_PARETO,
     "cli": BELOW_PARETO | {"pareto", ""},
     "__main__": {"cli"},

@@ -291,3 +291,146 @@ def test_weights_in_double_precision_stay_what_they_are(make_trainer, tmp_path):
         assert torch.equal(loaded.state_dict()[name], value), name
     x = torch.randn(3, 8, dtype=torch.float64)
     assert torch.equal(loaded.eval().reconstruct(x), model.eval().reconstruct(x))
+
+
+@pytest.mark.parametrize("part", ["encoder", "decoder", "encoder.layers"])
+@torch.no_grad()
+def test_a_model_with_one_part_compiled_loads_and_so_does_it_from_a_plain_file(part, make_trainer, tmp_path):
+    def model(compiled: bool):
+        torch.manual_seed(int(compiled))
+        made = ae.MLPAutoencoder(6, 2, hidden=(4,))
+        if compiled:
+            owner, _, name = part.rpartition(".")
+            owner = made.get_submodule(owner)
+            setattr(owner, name, torch.compile(getattr(owner, name), backend="eager"))
+        return made
+
+    x = torch.rand(3, 6)
+    for compiled in (True, False):
+        saved, path = model(compiled), tmp_path / f"{compiled}.ckpt"
+        trainer = make_trainer()
+        trainer.strategy.connect(saved)
+        trainer.save_checkpoint(path)
+        assert any("_orig_mod" in name for name in torch.load(path)["state_dict"]) == compiled
+        for loaded in (ae.load(path), ae.MLPAutoencoder.load_from_checkpoint(path)):
+            torch.testing.assert_close(loaded.reconstruct(x), saved.reconstruct(x))
+        # into a model that is there, as a Trainer does, compiled or not
+        for other in (model(not compiled), model(compiled)):
+            torch.manual_seed(7)
+            for parameter in other.parameters():
+                torch.nn.init.normal_(parameter)
+            make_trainer().validate(other, ae.TensorDataModule(x), ckpt_path=path, verbose=False)
+            torch.testing.assert_close(other.reconstruct(x), saved.reconstruct(x))
+
+
+def test_a_compiled_part_that_is_passed_again_takes_the_weights(make_trainer, tmp_path):
+    trainer = make_trainer()
+    trainer.strategy.connect(saved := ae.Autoencoder(torch.nn.Linear(6, 2), torch.nn.Linear(2, 6)))
+    trainer.save_checkpoint(tmp_path / "m.ckpt")
+    encoder = torch.compile(torch.nn.Linear(6, 2), backend="eager")
+    loaded = ae.load(tmp_path / "m.ckpt", encoder=encoder, decoder=torch.nn.Linear(2, 6))
+    x = torch.rand(3, 6)
+    torch.testing.assert_close(loaded.reconstruct(x), saved.reconstruct(x))
+
+
+class Quiet(ae.Autoencoder):
+    """Its own number is an argument and an attribute."""
+
+    def __init__(self, quiet: float = 0.1):
+        super().__init__(ae.LinearEncoder(6, 2), ae.LinearDecoder(2, 6))
+        self.quiet = 2 * quiet  # not what it was given
+
+
+@pytest.mark.parametrize(
+    ("model", "path", "name", "value"),
+    [
+        (lambda: ae.MLPAutoencoder(6, 2), "", "lr", 5e-4),
+        (lambda: ae.MLPAutoencoder(6, 2), "", "weight_decay", 0.25),
+        (
+            lambda: ae.MLPAutoencoder(6, 2, penalties={"p": ae.WeightPrior(num_examples=9)}),
+            "penalties.p",
+            "weight",
+            3.0,
+        ),
+        (lambda: ae.ContractiveAutoencoder(6, 2), "penalties.contractive", "weight", 0.5),
+        (lambda: ae.VariationalAutoencoder(*ae.mlp_pair(6, 2, h_dim=4)), "code", "beta", 0.25),
+        (lambda: ae.SparseAutoencoder(*ae.mlp_pair(6, 2), code=ae.L1Code(0.1)), "code", "weight", 0.7),
+        (lambda: ae.DenoisingAutoencoder(6, 2, corruption=ae.GaussianNoise(0.1)), "corruption", "std", 0.3),
+        (lambda: Quiet(0.1), "", "quiet", 0.7),
+        (lambda: Smooth(3), "", "lr", 0.01),
+    ],
+)
+def test_what_was_set_after_construction_comes_back(model, path, name, value, tmp_path):
+    made = model()
+    assert getattr(made.get_submodule(path), name) != value
+    setattr(made.get_submodule(path), name, value)
+    again = ae.load(save(made, tmp_path / "m.ckpt"), trusted=[__name__])
+    assert getattr(again.get_submodule(path), name) == value
+    # and a second time
+    assert getattr(ae.load(save(again, tmp_path / "n.ckpt"), trusted=[__name__]).get_submodule(path), name) == value
+
+
+def test_an_argument_that_is_passed_again_wins_over_what_was_set(tmp_path):
+    model = ae.MLPAutoencoder(6, 2, lr=0.1)
+    model.lr, model.weight_decay = 0.2, 0.3
+    again = ae.load(save(model, tmp_path / "m.ckpt"), lr=0.5)
+    assert (again.lr, again.weight_decay) == (0.5, 0.3)
+
+
+def test_settings_in_a_file_are_numbers_of_known_names_and_nothing_else(tmp_path):
+    path = save(ae.MLPAutoencoder(6, 2), tmp_path / "m.ckpt")
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["hyper_parameters"]["settings"] = {
+        "": {"lr": "fast", "training": False, "weight_decay": True, "forward": 1.0}, "encoder": 3, "nobody": {"a": 1.0}
+    }  # fmt: skip
+    torch.save(checkpoint, path)
+    again = ae.load(path)
+    assert (again.lr, again.weight_decay, again.training) == (1e-3, 0.0, True)
+    assert callable(again.forward)
+
+
+def test_loggers_get_arguments_with_their_defaults_on_one_level(tmp_path):
+    from lightning.pytorch.loggers import CSVLogger
+
+    model = ae.ConvAutoencoder((1, 8, 8), 3, channels=(4,), loss=ae.GaussianNLL(0.5), code=ae.L1Code(0.1))
+    model.lr = 0.02
+    logger = CSVLogger(tmp_path)
+    trainer = L.Trainer(max_steps=1, accelerator="cpu", logger=logger, enable_progress_bar=False,
+                        enable_model_summary=False, enable_checkpointing=False, log_every_n_steps=1)  # fmt: skip
+    trainer.fit(model, DataLoader(torch.rand(8, 1, 8, 8), 4))
+    logged = logger.experiment.hparams
+    expected = {"model": "ConvAutoencoder", "latent_dim": 3, "lr": 0.02, "weight_decay": 0.0, "norm": None}
+    expected |= {"loss": "GaussianNLL", "loss.scale": 0.5, "loss.learn_scale": False, "code": "L1Code"}
+    expected["code.weight"] = 0.1
+    assert {name: logged.get(name) for name in expected} == expected
+    assert not any(isinstance(value, (dict, list, tuple)) for value in logged.values())
+
+
+def test_frozen_parameters_get_a_group_of_their_own_from_basefinetuning():
+    from lightning.pytorch.callbacks import BaseFinetuning
+
+    class Thaw(BaseFinetuning):
+        def freeze_before_training(self, pl_module):
+            self.freeze(pl_module.encoder)
+
+        def finetune_function(self, pl_module, epoch, optimizer):
+            if epoch == 1:
+                self.unfreeze_and_add_param_group(pl_module.encoder, optimizer, lr=1e-5)
+
+    model = ae.MLPAutoencoder(6, 2, hidden=(4,), lr=1e-2)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    moved = []
+    watch = L.pytorch.callbacks.LambdaCallback(
+        on_train_epoch_end=lambda *_: moved.append({n for n, p in model.named_parameters() if not p.equal(before[n])})
+    )
+    trainer = L.Trainer(max_epochs=2, accelerator="cpu", logger=False, enable_progress_bar=False,
+                        enable_model_summary=False, enable_checkpointing=False, callbacks=[Thaw(), watch])  # fmt: skip
+    trainer.fit(model, DataLoader(torch.rand(16, 6), 4))
+    assert moved[0] == {name for name in before if name.startswith("decoder")}
+    assert moved[1] == set(before)
+    assert [group["lr"] for group in trainer.optimizers[0].param_groups] == [1e-2, 1e-5]
+
+
+def test_a_model_of_frozen_parameters_is_refused():
+    with pytest.raises(ValueError, match="all parameters are frozen"):
+        ae.MLPAutoencoder(6, 2).requires_grad_(False).configure_optimizers()

@@ -108,11 +108,11 @@ def test_a_corruption_of_ones_own_needs_only_corrupt():
 @pytest.mark.parametrize("make", [MaskingNoise, SaltAndPepper])
 @pytest.mark.parametrize("p", [-0.1, 1.1, math.nan])
 def test_a_share_outside_the_unit_interval_is_an_error(make, p):
-    with pytest.raises(ValueError, match=r"p: expected a probability in \[0, 1\], got"):
+    with pytest.raises(ValueError, match=r"p: expected a number in \[0, 1\], got"):
         make(p)
 
 
 @pytest.mark.parametrize("std", [-0.1, math.nan])
 def test_a_negative_deviation_is_an_error(std):
-    with pytest.raises(ValueError, match="std: expected a number >= 0, got"):
+    with pytest.raises(ValueError, match="std: expected a finite number >= 0, got"):
         GaussianNoise(std)

@@ -11,6 +11,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
+from lightning_ae.checks import check_sequence, check_whole
 from lightning_ae.models import StackedAutoencoder
 from lightning_ae.models.sharding import shards_parameters
 
@@ -64,15 +65,17 @@ class GreedyLevels(L.Callback):
 
     def __init__(self, epochs_per_level: int | Sequence[int], finetune_epochs: int | None = None) -> None:
         super().__init__()
-        given = [epochs_per_level] if isinstance(epochs_per_level, int) else list(epochs_per_level)
-        if not given or not all(_is_count(epochs) and epochs > 0 for epochs in given):
-            raise ValueError(f"epochs_per_level: expected positive whole numbers, got {epochs_per_level!r}.")
-        if finetune_epochs is not None and not _is_count(finetune_epochs):
-            raise ValueError(
-                f"finetune_epochs: expected None or a whole number of at least 0, got {finetune_epochs!r}."
-            )
-        self.epochs_per_level = epochs_per_level
-        self.finetune_epochs = finetune_epochs
+        name = "epochs_per_level"
+        self.epochs_per_level: int | list[int]
+        if isinstance(epochs_per_level, Sequence):
+            self.epochs_per_level = [check_whole(name, epochs) for epochs in check_sequence(name, epochs_per_level)]
+            if not self.epochs_per_level:
+                raise ValueError(f"{name}: expected a number, or one for each level, got none.")
+        else:
+            self.epochs_per_level = check_whole(name, epochs_per_level)
+        self.finetune_epochs = (
+            None if finetune_epochs is None else check_whole("finetune_epochs", finetune_epochs, least=0)
+        )
         self._before: list[tuple[Any, str, bool]] = []
         self._applied: int | str | None = "nothing yet"
 
@@ -199,7 +202,3 @@ def _start_anew(optimizer: torch.optim.Optimizer) -> None:
         for state in (optimizer.state[parameter] for parameter in group["params"]):
             state["step"].zero_()
             state["sum"].fill_(group["initial_accumulator_value"])
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 from torchvision.utils import make_grid, save_image
 
+from lightning_ae.checks import check_finite, check_flag, check_sequence, check_type, check_whole
 from lightning_ae.diagnostics.watch.batch import first_tensor
 
 _SMALLEST = 48  # pixels; smaller images are drawn larger, by whole factors
@@ -72,18 +73,19 @@ class ReconstructionImages(L.Callback):
         folder: str | Path | None = None,
     ) -> None:
         super().__init__()
-        for name, number in (("num", num), ("every_n_epochs", every_n_epochs)):
-            if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-                raise ValueError(f"{name}: expected a positive whole number, got {number!r}.")
-        if shape is not None and (not _is_sequence(shape, 2, 3) or any(size < 1 for size in shape)):
+        self.num = check_whole("num", num)
+        self.every_n_epochs = check_whole("every_n_epochs", every_n_epochs)
+        self.samples = check_flag("samples", samples)
+        self.shape = None if shape is None else tuple(_numbers("shape", shape, check_whole))
+        if self.shape is not None and len(self.shape) not in (2, 3):
             raise ValueError(f"shape: expected (H, W) or (C, H, W), got {shape!r}.")
-        if value_range is not None and not (_is_sequence(value_range, 2) and value_range[0] < value_range[1]):
-            raise ValueError(f"value_range: expected (low, high) with low < high, got {value_range}.")
-        self.num = num
-        self.every_n_epochs = every_n_epochs
-        self.samples = samples
-        self.shape = None if shape is None else tuple(shape)
-        self.value_range = value_range
+        self.value_range: tuple[float, float] | None = None
+        if value_range is not None:
+            ends = _numbers("value_range", value_range, check_finite)
+            if len(ends) != 2 or not ends[0] < ends[1]:
+                raise ValueError(f"value_range: expected (low, high) with low < high, got {value_range}.")
+            self.value_range = (ends[0], ends[1])
+        check_type("folder", folder, str, Path, None)
         self.folder = None if folder is None else Path(folder)
         self._validations = 0
         self._examples: list[Tensor] | None = None
@@ -223,5 +225,5 @@ class ReconstructionImages(L.Callback):
             save_image(grid, self._log_folder / f"reconstructions-{step}.png")
 
 
-def _is_sequence(value: Any, *lengths: int) -> bool:
-    return isinstance(value, Sequence) and len(value) in lengths
+def _numbers(name: str, values: Sequence[Any], check: Callable[[str, Any], Any]) -> list[Any]:
+    return [check(name, value) for value in check_sequence(name, values)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,12 @@ import torch
 from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor
 
+from lightning_ae.checks import check_one_of, check_type, check_whole
+
 Format = Literal["npz", "safetensors"]
+#: What this writer writes; other files in the folder are somebody else's.
+_SHARD = re.compile(r"rank\d+-\d{5,}\.(npz|safetensors)")
+_LEFT_OVER = re.compile(rf"{_SHARD.pattern}(\.part)?")
 
 
 class PredictionWriter(BasePredictionWriter):
@@ -24,7 +30,7 @@ class PredictionWriter(BasePredictionWriter):
     shard appears under its name only when it is whole.
 
     Args:
-        folder: where to write; made if need be. Shards of an earlier run in it are removed.
+        folder: where to write; made if need be. Shards of an earlier run in it are removed, other files are left alone.
         format: ``"npz"``, or ``"safetensors"`` if that package is installed.
         shard_size: examples in a shard, at least; a batch is not split.
 
@@ -48,15 +54,13 @@ class PredictionWriter(BasePredictionWriter):
 
     def __init__(self, folder: str | Path, format: Format = "npz", shard_size: int = 10_000) -> None:
         super().__init__(write_interval="batch")
-        if format not in ("npz", "safetensors"):
-            raise ValueError(f"format: expected 'npz' or 'safetensors', got {format!r}.")
-        if shard_size <= 0:
-            raise ValueError(f"shard_size: expected a positive number, got {shard_size}.")
+        check_type("folder", folder, str, Path)
+        check_one_of("format", format, ("npz", "safetensors"))
         if format == "safetensors":
             import safetensors.numpy  # noqa: F401  fail now rather than after the first shard
         self.folder = Path(folder)
         self.format = format
-        self.shard_size = shard_size
+        self.shard_size = check_whole("shard_size", shard_size)
         self._pending: list[dict[str, np.ndarray]] = []
         self._seen = 0
         self._shards = 0
@@ -66,7 +70,7 @@ class PredictionWriter(BasePredictionWriter):
         if trainer.is_global_zero:
             self.folder.mkdir(parents=True, exist_ok=True)
             for path in self.folder.glob("rank*-*"):
-                if path.suffix in (".npz", ".safetensors", ".part"):
+                if _LEFT_OVER.fullmatch(path.name) and path.is_file():
                     path.unlink()
         trainer.strategy.barrier()
         if hasattr(trainer.predict_dataloaders, "indices"):
@@ -149,21 +153,39 @@ def load_predictions(folder: str | Path) -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: if there are no shards in the folder.
+        ValueError: if one cannot be read, or does not go with the others.
     """
-    paths = sorted(path for path in Path(folder).glob("rank*-*") if path.suffix in (".npz", ".safetensors"))
+    check_type("folder", folder, str, Path)
+    paths = sorted(path for path in Path(folder).glob("rank*-*") if _SHARD.fullmatch(path.name))
     if not paths:
         raise FileNotFoundError(f"No shards (rank0-00000.npz or .safetensors, …) in {folder}.")
     shards = [_read(path) for path in paths]
+    for path, shard in zip(paths, shards, strict=True):
+        layouts = [{name: array.shape[1:] for name, array in one.items()} for one in (shard, shards[0])]
+        if layouts[0] != layouts[1]:
+            raise ValueError(f"{path} has {layouts[0]}, but {paths[0]} has {layouts[1]}: of another run?")
     whole = {name: np.concatenate([shard[name] for shard in shards]) for name in sorted(shards[0])}
     _, order = np.unique(whole.pop("index"), return_index=True)
     return {name: torch.from_numpy(array[order]) for name, array in whole.items()}
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
-    if path.suffix == ".npz":
-        with np.load(path) as arrays:
-            return dict(arrays)
-    from safetensors.numpy import load_file
+    try:
+        if path.suffix == ".npz":
+            with np.load(path) as arrays:
+                shard: dict[str, np.ndarray] = dict(arrays)
+        else:
+            from safetensors.numpy import load_file
 
-    shard: dict[str, np.ndarray] = load_file(path)
+            shard = load_file(path)
+    except ImportError:
+        raise
+    except Exception as error:  # a damaged file fails in every possible way
+        raise ValueError(f"{path} is not a shard that PredictionWriter wrote: {error}") from error
+    index = shard.get("index")
+    if index is None or index.ndim != 1 or index.dtype.kind not in "iu":
+        raise ValueError(f"{path} is not a shard that PredictionWriter wrote: it has no index of whole numbers.")
+    lengths = {name: array.shape[:1] for name, array in shard.items()}
+    if set(lengths.values()) != {index.shape}:
+        raise ValueError(f"{path} is not a shard that PredictionWriter wrote: its arrays have lengths {lengths}.")
     return shard

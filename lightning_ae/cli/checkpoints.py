@@ -16,12 +16,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import lightning as L
 import torch
 import yaml
 
 import lightning_ae
 from lightning_ae.checkpoint import read_tree
-from lightning_ae.rebuildable import resolve
+from lightning_ae.rebuildable import rebuild, resolve
 
 _PLAIN = {bool, int, float, str, type(None), Path, Ellipsis}
 #: Types of which a parser reads texts as YAML, without importing what they name.
@@ -29,8 +30,10 @@ _ANYTHING = {Any, object, inspect.Parameter.empty, list, tuple, dict}
 _HARMLESS = re.compile(r"[\w ./,+-]*")
 
 
-def with_model_of_checkpoint(args: Sequence[str]) -> list[str]:
-    """Add ``--model`` from the checkpoint where ``--ckpt_path`` is given and no model is.
+def model_of_checkpoint_alone(args: Sequence[str]) -> L.LightningModule | None:
+    """The model of a checkpoint where ``--ckpt_path`` is given and no model is; None elsewhere.
+
+    It is built here, by :func:`lightning_ae.rebuildable.rebuild`, and no parser hears of what the file says.
 
     Raises:
         FileNotFoundError: if there is no such checkpoint.
@@ -42,13 +45,22 @@ def with_model_of_checkpoint(args: Sequence[str]) -> list[str]:
     known, rest = peek.parse_known_args(args)
     named = any(arg.startswith(("--model", "--print_config", "-h", "--help")) for arg in rest)
     if known.ckpt_path in (None, "last", "best", "hpc", "registry") or known.config is not None or named:
-        return list(args)
+        return None
     if "fit" in rest:
         raise ValueError(
             "fit from a checkpoint needs the configuration of the interrupted run, with its optimizer and Trainer: "
             "lightning-ae fit -c <log_dir>/config.yaml --ckpt_path ..."
         )
-    return [*args, f"--model={inline(model_of_checkpoint(known.ckpt_path))}"]
+    path = known.ckpt_path
+    tree = read_tree(path)
+    try:
+        model: L.LightningModule = rebuild(tree)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path}: its model cannot be built from what the file says: {error} Name the model with --model or "
+            "--config, or load it in Python with lightning_ae.load."
+        ) from error
+    return model
 
 
 def model_of_checkpoint(path: str | Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import lightning as L
 
 from lightning_ae.cli.base import AutoencoderCLI
-from lightning_ae.cli.checkpoints import with_model_of_checkpoint
+from lightning_ae.cli.checkpoints import model_of_checkpoint_alone
 from lightning_ae.cli.doctor import doctor
 
 _EPILOG = "Why does a model not learn? See also: lightning-ae doctor --help"
@@ -26,13 +26,11 @@ def main(args: Sequence[str] | dict[str, Any] | None = None) -> AutoencoderCLI |
     Returns:
         The finished run: its ``trainer``, ``model`` and ``datamodule``; of ``doctor`` the exit code.
     """
-    given = sys.argv[1:] if args is None else args
+    given, model = sys.argv[1:] if args is None else args, None
     if not isinstance(given, dict):
         if given[:1] == ["doctor"]:
             return doctor(given[1:])
-        given = with_model_of_checkpoint(given)
-    if args is None:  # Lightning reads them there, and warns of arguments given twice
-        sys.argv[1:] = list(given)
+        model = model_of_checkpoint_alone(given)
     # Lightning warns that --optimizer replaces the model's own, which is what it is for
     warnings.filterwarnings("ignore", message=".*configure_optimizers` will be overridden")
     return AutoencoderCLI(
@@ -43,6 +41,7 @@ def main(args: Sequence[str] | dict[str, Any] | None = None) -> AutoencoderCLI |
         save_config_kwargs={"overwrite": True},
         parser_kwargs={"epilog": _EPILOG},
         args=None if args is None else given,
+        model=model,
     )
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from lightning_ae.checks import check_sequence, check_whole
 from lightning_ae.codes.identity import CodeOutput
 from lightning_ae.codes.quantized import QuantizedCode, straight_through
-from lightning_ae.codes.topk import check_k
 
 #: Share of the bounds that no number reaches, so that none is halfway between two levels.
 _MARGIN = 1e-3
@@ -37,7 +37,8 @@ class FiniteScalarQuantizerCode(QuantizedCode):
         ``num_codes``, with the first level's digit counting fastest.
 
     Raises:
-        ValueError: if ``levels`` is empty or has a number below 2; for an ``h`` of another size.
+        TypeError: if ``levels`` is no sequence of whole numbers.
+        ValueError: if it is empty or has a number below 2; for an ``h`` of another size.
 
     Source: Mentzer et al. 2023, https://arxiv.org/abs/2309.15505, appendix A.1 for the bounds.
 
@@ -57,11 +58,13 @@ class FiniteScalarQuantizerCode(QuantizedCode):
     _unit: Tensor
 
     def __init__(self, levels: Sequence[int]) -> None:
-        if not isinstance(levels, Iterable):
-            raise TypeError(f"levels: expected a sequence of numbers, one for each channel, got {levels!r}.")
-        levels = tuple(check_k(size, "levels") for size in levels)
+        levels = tuple(
+            check_whole("levels", size) for size in check_sequence("levels", levels, "numbers, one for each channel")
+        )
         if min(levels, default=0) < 2:
             raise ValueError(f"levels: expected at least one number, each of 2 or more, got {levels}.")
+        if math.prod(levels) >= 2**63:
+            raise ValueError(f"levels: expected a codebook of less than 2**63 points, got {math.prod(levels)}.")
         super().__init__(math.prod(levels), len(levels))
         self.levels = levels
         self.register_buffer("_levels", torch.tensor(levels), persistent=False)

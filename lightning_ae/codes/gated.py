@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lightning_ae.checks import check_floating, check_whole
 from lightning_ae.codes.identity import CodeOutput
 from lightning_ae.codes.priced import PricedCode, norm1, per_latent
 
@@ -48,17 +49,17 @@ class GatedCode(PricedCode):
 
     def __init__(self, num_latents: int, weight: float, target_l0: float | None = None) -> None:
         super().__init__(weight, target_l0)
-        if not num_latents > 0:
-            raise ValueError(f"num_latents: expected a positive number, got {num_latents}.")
+        num_latents = check_whole("num_latents", num_latents)
         self.log_gain = nn.Parameter(torch.zeros(num_latents))
         self.bias = nn.Parameter(torch.zeros(num_latents))
         self._gates: Tensor | None = None
 
     def encode(self, h: Tensor) -> Tensor:
         """Magnitudes where the gates are open."""
+        check_floating("h", h)
         gain, bias = per_latent(self.log_gain.exp(), h), per_latent(self.bias, h)
         magnitudes = functional.relu(gain.to(h.dtype) * h + bias.to(h.dtype))
-        return torch.where(h > 0, magnitudes, 0)
+        return torch.where(h <= 0, 0, magnitudes)  # NaN stays NaN
 
     def charge(self, h: Tensor, z: Tensor) -> Tensor:
         """The L1 norm of what the gates let through."""
@@ -66,6 +67,7 @@ class GatedCode(PricedCode):
 
     def forward(self, h: Tensor) -> CodeOutput:
         """Latent and charge; the gates are kept for :meth:`auxiliary`."""
+        check_floating("h", h)
         self._gates = functional.relu(h)
         z = self.encode(h)
         return CodeOutput(z, self._penalties(z, norm1(self._gates)))

@@ -8,11 +8,14 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, distributions
 
+from lightning_ae.checks import check_floating, check_non_negative, check_one_of, check_whole
 from lightning_ae.codes.identity import Code, CodeOutput
-from lightning_ae.codes.priced import check_weight
+from lightning_ae.limits import soft_limit
 from lightning_ae.rebuildable import KeepsAttributes
 
 Covariance = Literal["diagonal", "full"]
+#: Where the logarithm of a standard deviation is held back; the variance alone would be infinite from 44 on.
+_LIMITS = (-30.0, 10.0)
 
 
 class _Parts(NamedTuple):
@@ -60,6 +63,10 @@ class GaussianCode(KeepsAttributes, Code):
     pixels. ``SquaredError`` is no likelihood; its :math:`\beta` equals :math:`2\sigma^2` times that of
     ``GaussianNLL(sigma)``.
 
+    Outside of :math:`e^{-30} < L_{jj} < e^{10}` the encoder's logarithm counts only by its own logarithm
+    (:func:`~lightning_ae.limits.soft_limit`), so that an encoder that starts with huge outputs has a finite KL, and a
+    gradient that brings it back.
+
     Latents are drawn in evaluation too, so that ``val/reconstruction + val/kl`` is the bound; ``encode`` gives the
     mean. :math:`\beta`, ``free_bits`` and ``capacity`` are plain attributes that a schedule may set, kept in
     checkpoints. With either of the last two the charge in the objective is ``"kl_charge"``, and ``"kl"`` is logged
@@ -106,12 +113,10 @@ class GaussianCode(KeepsAttributes, Code):
         covariance: Covariance = "diagonal",
     ) -> None:
         super().__init__()
-        if covariance not in ("diagonal", "full"):
-            raise ValueError(f"covariance: expected 'diagonal' or 'full', got {covariance!r}.")
-        self.beta = check_weight("beta", beta)
-        self.free_bits = None if free_bits is None else check_weight("free_bits", free_bits)
-        self.capacity = None if capacity is None else check_weight("capacity", capacity)
-        self.covariance = covariance
+        self.beta = check_non_negative("beta", beta)
+        self.free_bits = None if free_bits is None else check_non_negative("free_bits", free_bits)
+        self.capacity = None if capacity is None else check_non_negative("capacity", capacity)
+        self.covariance = check_one_of("covariance", covariance, ("diagonal", "full"))
         self._charge_name()
 
     def _charge_name(self) -> str:
@@ -161,15 +166,17 @@ class GaussianCode(KeepsAttributes, Code):
             )
         if h.ndim < 2:
             raise ValueError(f"h: expected a batch (B, 2D, ...), got {tuple(h.shape)}.")
+        check_floating("h", h)
         size = self.latent_shape(h.shape[1:])[0]
         wide = h.to(torch.promote_types(h.dtype, torch.float32))
         mean, second = wide[:, :size], wide[:, size : 2 * size]
+        log_scale = soft_limit(0.5 * second if self.covariance == "diagonal" else second, *_LIMITS)
         if self.covariance == "diagonal":
-            return _Parts(mean, 0.5 * second, None)
+            return _Parts(mean, log_scale, None)
         rows, columns = torch.tril_indices(size, size, -1, device=h.device)
         below = wide.new_zeros(len(h), size, size)
         below[:, rows, columns] = wide[:, 2 * size :]
-        return _Parts(mean, second, below)
+        return _Parts(mean, log_scale, below)
 
     # -- the flow -----------------------------------------------------------------------------------------------
 
@@ -201,6 +208,7 @@ class GaussianCode(KeepsAttributes, Code):
 
     def statistics(self, h: Tensor) -> dict[str, Tensor]:
         """Means, logarithms of the marginal variances, and nats of each latent, in the latent's shape."""
+        check_floating("h", h)
         parts = self._split(h.detach())
         log_variance = 2 * parts.log_scale
         if parts.below is not None:
@@ -245,7 +253,7 @@ class GaussianCode(KeepsAttributes, Code):
 
     def sample_prior(self, n: int, latent_shape: Sequence[int], like: Tensor) -> Tensor:
         """Draw latents from the prior, ``(n, *latent_shape)``, with the device and dtype of ``like``."""
-        return torch.randn(n, *latent_shape, device=like.device, dtype=like.dtype)
+        return torch.randn(check_whole("n", n, least=0), *latent_shape, device=like.device, dtype=like.dtype)
 
     def extra_repr(self) -> str:
         """What is charged."""

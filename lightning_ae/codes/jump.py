@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_ae.checks import check_floating, check_positive, check_share, check_whole
 from lightning_ae.codes.identity import CodeOutput
 from lightning_ae.codes.priced import PricedCode, per_latent
 
@@ -22,7 +23,7 @@ class _JumpReLU(torch.autograd.Function):
 
     @staticmethod
     def forward(h: Tensor, threshold: Tensor, bandwidth: float) -> tuple[Tensor, Tensor]:
-        active = h > threshold
+        active = ~(h <= threshold)  # NaN is active, and stays NaN
         return torch.where(active, h, 0), active.flatten(1).sum(1, dtype=torch.float32)
 
     @staticmethod
@@ -99,14 +100,9 @@ class JumpReLUCode(PricedCode):
         bandwidth: float = 0.5,
     ) -> None:
         super().__init__(weight, target_l0)
-        if not num_latents > 0:
-            raise ValueError(f"num_latents: expected a positive number, got {num_latents}.")
-        if not init_threshold > 0:
-            raise ValueError(f"init_threshold: expected a positive number, got {init_threshold}.")
-        if not 0 < bandwidth < 2:
-            raise ValueError(f"bandwidth: expected a share of the threshold in (0, 2), got {bandwidth}.")
-        self.init_threshold = init_threshold
-        self.bandwidth = bandwidth
+        num_latents = check_whole("num_latents", num_latents)
+        self.init_threshold = check_positive("init_threshold", init_threshold)
+        self.bandwidth = check_share("bandwidth", bandwidth, "()", high=2)
         self.log_scale = nn.Parameter(torch.zeros(num_latents))
 
     @property
@@ -118,6 +114,7 @@ class JumpReLUCode(PricedCode):
     @torch.no_grad()
     def set_threshold(self, threshold: Tensor) -> None:
         r"""Take these :math:`\theta > 0`, ``(num_latents,)``, from elsewhere."""
+        check_floating("threshold", threshold)
         if threshold.shape != self.log_scale.shape or not bool((threshold > 0).all()):
             got = f"{tuple(threshold.shape)} with {int((threshold <= 0).sum())} that are not"
             raise ValueError(f"threshold: expected {tuple(self.log_scale.shape)} positive numbers, got {got}.")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
+from lightning_ae.checks import check_floating, check_non_negative, check_positive
 from lightning_ae.codes.identity import Code, CodeOutput
 from lightning_ae.codes.ranks import Ranks
 from lightning_ae.rebuildable import KeepsAttributes
@@ -26,16 +26,10 @@ def norm1(z: Tensor) -> Tensor:
 
 def per_latent(parameter: Tensor, h: Tensor) -> Tensor:
     """A vector ``(D,)`` so that it broadcasts along dimension 1 of ``h``; a ``ValueError`` if that has another size."""
+    check_floating("h", h)
     if h.ndim < 2 or h.shape[1] != len(parameter):
         raise ValueError(f"num_latents: expected h to be (B, {len(parameter)}, ...), got {tuple(h.shape)}.")
     return parameter.view(-1, *[1] * (h.ndim - 2))
-
-
-def check_weight(name: str, value: float) -> float:
-    """A finite number that is not negative, or a ``ValueError`` naming the argument."""
-    if not 0 <= value < math.inf:
-        raise ValueError(f"{name}: expected a finite number >= 0, got {value}.")
-    return value
 
 
 class L0Controller(nn.Module):
@@ -124,14 +118,13 @@ class PricedCode(KeepsAttributes, Code):
 
     def __init__(self, weight: float, target_l0: float | None = None) -> None:
         super().__init__()
-        self.weight = check_weight("weight", weight)
+        self.weight = check_non_negative("weight", weight)
         self.controller: L0Controller | None = None
         if target_l0 is not None:
-            if not 0 < target_l0 < math.inf:
-                raise ValueError(f"target_l0: expected a positive number of latents, got {target_l0}.")
-            if weight == 0:
+            target = check_positive("target_l0", target_l0)
+            if self.weight == 0:
                 raise ValueError("weight: expected a positive number to start from where target_l0 is given, got 0.")
-            self.controller = L0Controller(weight, target_l0)
+            self.controller = L0Controller(self.weight, target)
 
     @abstractmethod
     def encode(self, h: Tensor) -> Tensor:

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lightning_ae.checks import check_flag, check_floating, check_non_negative, check_share, check_tensor, check_whole
 from lightning_ae.codes.codebook import in_fixed_order, kmeans, nearest, spread
 from lightning_ae.codes.identity import Code, CodeOutput
-from lightning_ae.codes.priced import check_weight
 from lightning_ae.codes.ranks import Ranks
-from lightning_ae.codes.topk import check_k
 from lightning_ae.rebuildable import KeepsAttributes
 
 #: Memory of the usage of codes that are learned by gradient, for their expiry.
@@ -35,8 +34,8 @@ class QuantizedCode(Code):
 
     def __init__(self, num_codes: int, dim: int) -> None:
         super().__init__()
-        self.num_codes = check_k(num_codes, "num_codes")
-        self.dim = check_k(dim, "dim")
+        self.num_codes = check_whole("num_codes", num_codes)
+        self.dim = check_whole("dim", dim)
 
     @abstractmethod
     def indices(self, h: Tensor) -> Tensor:
@@ -57,6 +56,7 @@ class QuantizedCode(Code):
 
     def _split(self, h: Tensor) -> Tensor:
         """Vectors ``(B, g, *spatial, dim)`` in float32 or wider."""
+        check_floating("h", h)
         if h.ndim < 2 or h.shape[1] == 0 or h.shape[1] % self.dim:
             raise ValueError(f"h: expected (B, g * {self.dim}, *spatial), got {tuple(h.shape)}.")
         wide = h.to(torch.promote_types(h.dtype, torch.float32))
@@ -67,7 +67,8 @@ class QuantizedCode(Code):
         return vectors.movedim(-1, 2).flatten(1, 2).contiguous()
 
     def _checked(self, indices: Tensor) -> Tensor:
-        if indices.is_floating_point() or indices.is_complex() or indices.ndim < 2:
+        check_tensor("indices", indices)
+        if indices.is_floating_point() or indices.dtype == torch.bool or indices.is_complex() or indices.ndim < 2:
             raise ValueError(
                 f"indices: expected whole numbers (B, g, *spatial), got {indices.dtype} {tuple(indices.shape)}."
             )
@@ -152,15 +153,12 @@ class VectorQuantizerCode(KeepsAttributes, QuantizedCode):
         expire: float = 0.03,
     ) -> None:
         super().__init__(num_codes, dim)
-        if decay is not None and not 0 <= decay < 1:
-            raise ValueError(f"decay: expected a number in [0, 1) or None, got {decay}.")
-        if not 0 <= expire < 1:
-            raise ValueError(f"expire: expected a share in [0, 1), got {expire}.")
-        self.commitment = check_weight("commitment", commitment)
-        self.decay = decay
-        self.expire = expire
+        num_codes, dim = self.num_codes, self.dim
+        self.commitment = check_non_negative("commitment", commitment)
+        self.decay = None if decay is None else check_share("decay", decay, "[)")
+        self.expire = check_share("expire", expire, "[)")
         #: whether there is a codebook: not before k-means
-        self.started = not kmeans
+        self.started = not check_flag("kmeans", kmeans)
         codebook = torch.empty(num_codes, dim).uniform_(-1 / num_codes, 1 / num_codes)
         self.by_gradient = decay is None
         if self.by_gradient:

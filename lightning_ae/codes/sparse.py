@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lightning_ae.checks import check_floating, check_non_negative, check_one_of, check_share, check_tensor, check_whole
 from lightning_ae.codes.identity import Code, CodeOutput
-from lightning_ae.codes.priced import PricedCode, check_weight, norm1, per_latent
+from lightning_ae.codes.priced import PricedCode, norm1, per_latent
 from lightning_ae.rebuildable import KeepsAttributes
 
 
@@ -37,9 +38,19 @@ def soft_threshold(c: Tensor, threshold: float | Tensor) -> Tensor:
         >>> soft_threshold(torch.tensor([[2.0, -0.3]]), 0.5)
         tensor([[1.5000, 0.0000]])
     """
-    if not isinstance(threshold, Tensor) and not threshold >= 0:
-        raise ValueError(f"threshold: expected a number >= 0, got {threshold}.")
+    check_tensor("c", c)
+    c = c if c.is_floating_point() else c.float()
+    if not isinstance(threshold, Tensor):
+        threshold = min(check_non_negative("threshold", threshold, finite=False), torch.finfo(c.dtype).max)
     if isinstance(threshold, Tensor):
+        check_tensor("threshold", threshold)
+        try:
+            threshold = threshold.to(c.dtype).expand_as(c)
+        except RuntimeError as error:
+            raise ValueError(
+                f"threshold: expected a number, or a tensor that broadcasts to {tuple(c.shape)}, got "
+                f"{tuple(threshold.shape)}."
+            ) from error
         return c - torch.minimum(torch.maximum(c, -threshold), threshold)
     return c - c.clamp(-threshold, threshold)
 
@@ -79,8 +90,7 @@ class L1Code(PricedCode):
     def __init__(
         self, weight: float, activation: Literal["identity", "relu"] = "identity", target_l0: float | None = None
     ) -> None:
-        if activation not in ("identity", "relu"):
-            raise ValueError(f"activation: expected 'identity' or 'relu', got {activation!r}.")
+        check_one_of("activation", activation, ("identity", "relu"))
         if target_l0 is not None and activation == "identity":
             raise ValueError("target_l0: with the identity no latent is zero; take activation='relu'.")
         super().__init__(weight, target_l0)
@@ -88,6 +98,7 @@ class L1Code(PricedCode):
 
     def encode(self, h: Tensor) -> Tensor:
         """The activation, applied."""
+        check_floating("h", h, least_dims=2)
         return h if self.activation == "identity" else functional.relu(h)
 
     def charge(self, h: Tensor, z: Tensor) -> Tensor:
@@ -136,14 +147,13 @@ class SoftThresholdCode(PricedCode):
         target_l0: float | None = None,
     ) -> None:
         super().__init__(weight, target_l0)
-        check_weight("threshold", threshold)
-        if num_latents is not None and not (num_latents > 0 and threshold > 0):
-            raise ValueError(
-                f"num_latents: learned thresholds need a positive number of latents and a positive threshold, "
-                f"got {num_latents} and {threshold}."
-            )
-        self.initial = threshold
-        self.log_scale = None if num_latents is None else nn.Parameter(torch.zeros(num_latents))
+        self.initial = check_non_negative("threshold", threshold)
+        if num_latents is None:
+            self.log_scale = None
+        else:
+            self.log_scale = nn.Parameter(torch.zeros(check_whole("num_latents", num_latents)))
+            if self.initial == 0:
+                raise ValueError("threshold: expected a positive number for thresholds that are learned, got 0.")
 
     @property
     def threshold(self) -> float | Tensor:
@@ -152,6 +162,7 @@ class SoftThresholdCode(PricedCode):
 
     def encode(self, h: Tensor) -> Tensor:
         """Soft-threshold."""
+        check_floating("h", h, least_dims=2)
         threshold = self.threshold
         if isinstance(threshold, Tensor):
             threshold = per_latent(threshold, h).to(h.dtype)
@@ -209,17 +220,17 @@ class KLSparsityCode(KeepsAttributes, Code):
 
     def __init__(self, target: float, weight: float) -> None:
         super().__init__()
-        if not 0 < target < 1:
-            raise ValueError(f"target: expected a rate in (0, 1), got {target}.")
-        self.target = target
-        self.weight = check_weight("weight", weight)
+        self.target = check_share("target", target, "()")
+        self.weight = check_non_negative("weight", weight)
 
     def encode(self, h: Tensor) -> Tensor:
         """The sigmoid."""
+        check_floating("h", h, least_dims=2)
         return h.sigmoid()
 
     def forward(self, h: Tensor) -> CodeOutput:
         """Rates between 0 and 1, and their divergence from the target."""
+        check_floating("h", h, least_dims=2)
         wide = h.to(torch.promote_types(h.dtype, torch.float32))
         # in logarithms: a rate that rounds to 0 or 1 would have no gradient
         units = wide.transpose(0, 1).flatten(1)

@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from lightning_ae.checks import check_floating, check_tensor, check_whole
+
 Select = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
@@ -22,7 +24,8 @@ class SparseCode:
         num_latents: ``n``.
 
     Raises:
-        ValueError: if the shapes differ.
+        TypeError: if they are no tensors, or the indices not int64.
+        ValueError: if the shapes differ, or ``num_latents`` is not positive.
 
     Example:
         >>> z = SparseCode(torch.tensor([[3.0, 2.0]]), torch.tensor([[0, 3]]), num_latents=4)
@@ -33,13 +36,17 @@ class SparseCode:
     """
 
     def __init__(self, values: Tensor, indices: Tensor, num_latents: int, *, _order: Order | None = None) -> None:
+        check_tensor("values", values)
+        check_tensor("indices", indices)
         if values.shape != indices.shape or values.ndim != 2:
             raise ValueError(
                 f"SparseCode: expected values and indices (B, m), got {tuple(values.shape)} and {tuple(indices.shape)}."
             )
+        if indices.dtype != torch.int64:
+            raise TypeError(f"indices: expected int64, got {indices.dtype}; convert them, as with indices.long().")
         self.values = values
         self.indices = indices
-        self.num_latents = num_latents
+        self.num_latents = check_whole("num_latents", num_latents)
         self._order = _order
 
     def __len__(self) -> int:
@@ -105,6 +112,7 @@ class SparseCode:
 
     def decode(self, atoms: Tensor) -> Tensor:
         r"""Sum of atoms :math:`\sum_i z_i d_i` ``(B, d)``, for ``atoms`` ``(num_latents, d)``, their rows."""
+        check_floating("atoms", atoms)
         if atoms.ndim != 2 or atoms.shape[0] != self.num_latents:
             raise ValueError(f"atoms: expected ({self.num_latents}, d), got {tuple(atoms.shape)}.")
         if self._order is None:
@@ -224,6 +232,7 @@ def select_linear(x: Tensor, weight: Tensor, bias: Tensor, centre: Tensor, selec
     Raises:
         ValueError: if ``x`` is not ``(B, d)``.
     """
+    check_floating("x", x)
     if x.ndim != 2 or x.shape[1] != weight.shape[1]:
         raise ValueError(f"x: expected a batch (B, {weight.shape[1]}), got {tuple(x.shape)}.")
     with torch.no_grad():
@@ -240,8 +249,9 @@ def select_from(h: Tensor, select: Select) -> SparseCode:
     Raises:
         ValueError: if ``h`` has other dimensions.
     """
+    check_floating("h", h)
     if h.ndim != 2:
         raise ValueError(f"h: expected pre-activations (B, n), got {tuple(h.shape)}; flatten them in the encoder.")
     values, indices = select(h.detach())
-    kept = torch.where(values > 0, h.gather(1, indices), torch.zeros_like(values))
+    kept = torch.where(values <= 0, torch.zeros_like(values), h.gather(1, indices))  # NaN stays NaN
     return SparseCode(kept, indices, h.shape[1])

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from numbers import Integral
 
 import torch
 from torch import Tensor
 
+from lightning_ae.checks import check_share, check_whole
 from lightning_ae.codes.identity import Code, CodeOutput
 from lightning_ae.codes.selection import largest
 from lightning_ae.codes.sparse_code import SparseCode, select_from, select_linear
@@ -65,7 +65,8 @@ class TopKCode(SelectingCode):
         :class:`SparseCode` with ``(B, k)`` values.
 
     Raises:
-        ValueError: if ``k`` is not a positive whole number or larger than ``n``.
+        TypeError: if ``k`` is no whole number.
+        ValueError: if it is not positive or larger than ``n``.
 
     Source: Makhzani & Frey 2013, https://arxiv.org/abs/1312.5663; Gao et al. 2024, https://arxiv.org/abs/2406.04093.
 
@@ -76,7 +77,7 @@ class TopKCode(SelectingCode):
 
     def __init__(self, k: int) -> None:
         super().__init__()
-        self.k = check_k(k)
+        self.k = check_whole("k", k)
 
     def select(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """The k largest, in no order."""
@@ -108,8 +109,9 @@ class BatchTopKCode(SelectingCode):
         :class:`SparseCode` with ``(B, min(width, n))`` values, zeros among them.
 
     Raises:
-        ValueError: if ``k`` is not a positive whole number or larger than ``n``, ``width`` is smaller than ``k``, or
-            ``momentum`` is not in [0, 1).
+        TypeError: if ``k`` or ``width`` is no whole number.
+        ValueError: if ``k`` is not positive or larger than ``n``, ``width`` is smaller than ``k``, or ``momentum`` is
+            not in [0, 1).
 
     Source: Bussmann, Leask & Nanda 2024, https://arxiv.org/abs/2412.06410.
 
@@ -127,13 +129,11 @@ class BatchTopKCode(SelectingCode):
 
     def __init__(self, k: int, width: int | None = None, momentum: float = 0.999) -> None:
         super().__init__()
-        self.k = check_k(k)
-        self.width = 4 * k if width is None else check_k(width, "width")
-        if self.width < k:
+        self.k = check_whole("k", k)
+        self.width = 4 * self.k if width is None else check_whole("width", width)
+        if self.width < self.k:
             raise ValueError(f"width: expected at least k={k}, got {width}.")
-        if not 0 <= momentum < 1:
-            raise ValueError(f"momentum: expected a number in [0, 1), got {momentum}.")
-        self.momentum = momentum
+        self.momentum = check_share("momentum", momentum, "[)")
         #: negative until the first training batch
         self.register_buffer("threshold", torch.tensor(-1.0))
         #: training batches seen
@@ -163,7 +163,7 @@ class BatchTopKCode(SelectingCode):
         # as long as nothing was learned, the k largest of each example
         own = values.topk(self.k, dim=1).values[:, -1:] if h.shape[0] else values[:, :1]
         floor = torch.where(self.threshold < 0, own, self.threshold.to(values))
-        return torch.where(values >= floor, values, torch.zeros_like(values)), indices
+        return torch.where(values < floor, torch.zeros_like(values), values), indices  # NaN stays NaN
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> BatchTopKCode:
         # a model made bfloat16 would round each step of the threshold away
@@ -184,11 +184,3 @@ class BatchTopKCode(SelectingCode):
 def _positive(values: Tensor) -> Tensor:
     # no ReLU: its "units" would be ranks, and monitors of dead units would count them
     return values * (values > 0)
-
-
-def check_k(k: object, name: str = "k") -> int:
-    """A positive whole number, or a ``ValueError``."""
-    # Integral: NumPy's whole numbers too
-    if isinstance(k, bool) or not isinstance(k, Integral) or int(k) <= 0:
-        raise ValueError(f"{name}: expected a positive whole number, got {k!r}.")
-    return int(k)

@@ -4,6 +4,7 @@ from lightning_ae.data.activation_data import ActivationDataModule, ActivationLo
 from lightning_ae.data.activations import collect_activations
 from lightning_ae.data.base import SplitDataModule
 from lightning_ae.data.block_order import BlockOrder
+from lightning_ae.data.dequantize import dequantize
 from lightning_ae.data.digits import DigitsDataModule
 from lightning_ae.data.factors import FactorImages, factor_images
 from lightning_ae.data.file_loader import FileLoader
@@ -34,6 +35,7 @@ __all__ = [
     "TensorLoader",
     "VisionDataModule",
     "collect_activations",
+    "dequantize",
     "factor_images",
     "linear_gaussian",
     "sparse_dictionary",

@@ -10,9 +10,9 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_ae.checks import check_one_of, check_type, check_whole
 from lightning_ae.data.base import SplitDataModule, hold_out
 from lightning_ae.data.block_order import BlockOrder
-from lightning_ae.data.checks import check_int
 from lightning_ae.data.loader import Loader
 from lightning_ae.data.order import EpochOrder
 from lightning_ae.data.shards import ActivationShards
@@ -132,12 +132,11 @@ class ActivationDataModule(SplitDataModule[ActivationSplit]):
         drop_last: bool = False,
     ) -> None:
         super().__init__(batch_size=batch_size, val_fraction=val_fraction, seed=seed, drop_last=drop_last)
+        check_type("folder", folder, str, Path)
         self.folder = Path(folder)
-        if val_by not in ("blocks", "shards"):
-            raise ValueError(f"val_by: expected 'blocks' or 'shards', got {val_by!r}")
-        self.val_by = val_by
-        self.block_rows = check_int("block_rows", block_rows, least=1)
-        self.buffer_rows = check_int("buffer_rows", buffer_rows, least=1)
+        self.val_by = check_one_of("val_by", val_by, ("blocks", "shards"))
+        self.block_rows = check_whole("block_rows", block_rows)
+        self.buffer_rows = check_whole("buffer_rows", buffer_rows)
         self._shards: ActivationShards | None = None
 
     @property

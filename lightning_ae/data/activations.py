@@ -12,11 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from lightning_ae.data.checks import check_int
+from lightning_ae.checks import check_one_of, check_type, check_whole, describe_type
 from lightning_ae.data.shard_writer import ShardWriter
 from lightning_ae.data.shards import ActivationShards
-from lightning_ae.hooks import Forward, activation, call, find_layer, to_device_of, to_rows, undisturbed
+from lightning_ae.hooks import Forward, activation, call, check_batches, find_layer, to_device_of, to_rows, undisturbed
 
+#: Dimensions that a tensor can have.
+_MOST_DIMS = 64
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -77,9 +79,16 @@ def collect_activations(
         ...     len(shards), shards.num_features, shards.index(torch.tensor([3, 4])).tolist()
         (5, 4, [[1, 0], [1, 1]])
     """
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
-    check_int("shard_rows", shard_rows, least=1)
+    check_type("model", model, nn.Module)
+    check_type("layer", layer, str)
+    check_type("out_dir", out_dir, str, Path)
+    check_batches(batches)
+    for name, function in (("mask_fn", mask_fn), ("forward", forward)):
+        if not callable(function) and (function is not None or name == "forward"):
+            raise TypeError(f"{name}: expected a function, got {describe_type(function)}.")
+    check_one_of("dtype", dtype, DTYPES)
+    shard_rows = check_whole("shard_rows", shard_rows)
+    feature_dim = check_whole("feature_dim", feature_dim, least=-_MOST_DIMS, most=_MOST_DIMS)
     module = find_layer(model, layer)
     settings = {"layer": layer, "dtype": dtype, "feature_dim": feature_dim, "shard_rows": shard_rows}
     settings |= {"masked": mask_fn is not None, "model": _fingerprint_of_model(model)}

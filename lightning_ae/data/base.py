@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
-from lightning_ae.data.checks import check_fraction, check_int
+from lightning_ae.checks import check_flag, check_seed, check_share, check_whole
 from lightning_ae.data.loader import Loader
 from lightning_ae.data.order import EpochOrder
 
@@ -66,10 +66,10 @@ class SplitDataModule(LightningDataModule, ABC, Generic[SplitT]):
 
     def __init__(self, *, batch_size: int, val_fraction: float = 0.1, seed: int = 0, drop_last: bool = False) -> None:
         super().__init__()
-        self.batch_size = check_int("batch_size", batch_size, least=1)
-        self.val_fraction = check_fraction("val_fraction", val_fraction)
-        self.seed = check_int("seed", seed, least=0)
-        self.drop_last = drop_last
+        self.batch_size = check_whole("batch_size", batch_size)
+        self.val_fraction = check_share("val_fraction", val_fraction, "[)")
+        self.seed = check_seed("seed", seed)
+        self.drop_last = check_flag("drop_last", drop_last)
         self._loaded: dict[str, SplitT] | None = None
 
     @property

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_ae.data.checks import check_int
+from lightning_ae.checks import check_whole
 from lightning_ae.data.order import EpochOrder
 
 
@@ -64,7 +64,7 @@ class BlockOrder(EpochOrder):
             rank=rank,
             world_size=world_size,
         )
-        self.pool_size = check_int("pool_size", pool_size, least=1)
+        self.pool_size = check_whole("pool_size", pool_size)
         self._starts = self.blocks.cumsum(0) - self.blocks
         self._of_epoch: tuple[int, Tensor, Tensor] | None = None
         self._pools: dict[tuple[int, int], Tensor] = {}

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from lightning_ae.checks import check_flag, check_share
 from lightning_ae.data.base import hold_out
-from lightning_ae.data.checks import check_fraction
 from lightning_ae.data.tensors import Arrays, InMemoryDataModule
 
 
@@ -57,8 +57,8 @@ class DigitsDataModule(InMemoryDataModule):
             drop_last=drop_last,
             device_resident=device_resident,
         )
-        self.test_fraction = check_fraction("test_fraction", test_fraction)
-        self.flat = flat
+        self.test_fraction = check_share("test_fraction", test_fraction, "[)")
+        self.flat = check_flag("flat", flat)
 
     @property
     def in_shape(self) -> tuple[int, ...]:

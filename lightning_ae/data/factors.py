@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_ae.data.checks import check_int
+from lightning_ae.checks import check_whole
 
 
 class FactorImages(NamedTuple):
@@ -46,8 +46,8 @@ def factor_images(size: int = 16, positions: int = 8, widths: int = 3, levels: i
         >>> x.shape, factors.amax(0)
         (torch.Size([576, 1, 16, 16]), tensor([7, 7, 2, 2]))
     """
-    for name, number in (("size", size), ("positions", positions), ("widths", widths), ("levels", levels)):
-        check_int(name, number, least=1)
+    size, positions = check_whole("size", size), check_whole("positions", positions)
+    widths, levels = check_whole("widths", widths), check_whole("levels", levels)
     factors = torch.cartesian_prod(*(torch.arange(n) for n in (positions, positions, widths, levels)))
     places = torch.linspace(1 / 8, 7 / 8, positions) * size
     row, column = (places[factors[:, i], None, None] for i in (0, 1))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_ae.data.checks import check_int
+from lightning_ae.checks import check_whole
 from lightning_ae.data.loader import Batch, Loader
 from lightning_ae.data.order import EpochOrder
 
@@ -38,7 +38,7 @@ class FileLoader(Loader):
 
     def __init__(self, dataset: Dataset[Tensor], order: EpochOrder, num_workers: int = 0) -> None:
         super().__init__(order)
-        check_int("num_workers", num_workers, least=0)
+        check_whole("num_workers", num_workers, least=0)
         if order.num_examples != (given := len(dataset)):  # type: ignore[arg-type]  # torch's Dataset has no __len__
             raise ValueError(f"order: expected num_examples={given}, got {order.num_examples}")
         self._left: list[list[int]] = []

@@ -12,8 +12,8 @@ from torch.utils.data import Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import v2
 
+from lightning_ae.checks import check_one_of, check_type, check_whole, describe_type
 from lightning_ae.data.base import SplitDataModule
-from lightning_ae.data.checks import check_int
 from lightning_ae.data.file_loader import FileLoader
 from lightning_ae.data.order import EpochOrder
 
@@ -97,12 +97,13 @@ class ImageFolderDataModule(SplitDataModule[list[Path]]):
         drop_last: bool = False,
     ) -> None:
         super().__init__(batch_size=batch_size, val_fraction=val_fraction, seed=seed, drop_last=drop_last)
+        check_type("root", root, str, Path)
         self.root = Path(root)
-        self.image_size = check_int("image_size", image_size, least=1)
-        if channels not in _MODES:
-            raise ValueError(f"channels: expected 1 or 3, got {channels}")
-        self.channels = channels
-        self.num_workers = check_int("num_workers", num_workers, least=0)
+        self.image_size = check_whole("image_size", image_size)
+        self.channels = check_one_of("channels", channels, _MODES)
+        self.num_workers = check_whole("num_workers", num_workers, least=0)
+        if transform is not None and not callable(transform):
+            raise TypeError(f"transform: expected a function or a module, got {describe_type(transform)}.")
         self.transform = transform
 
     @property

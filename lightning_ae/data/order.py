@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_ae.data.checks import check_int
+from lightning_ae.checks import check_seed, check_whole
 
 
 class EpochOrder:
@@ -63,12 +63,12 @@ class EpochOrder:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        self.num_examples = check_int("num_examples", num_examples, least=1)
-        self.batch_size = check_int("batch_size", batch_size, least=1)
+        self.num_examples = check_whole("num_examples", num_examples)
+        self.batch_size = check_whole("batch_size", batch_size)
         self.shuffle = shuffle
-        self.seed = check_int("seed", seed, least=0)
-        self.world_size = check_int("world_size", world_size, least=1)
-        self.rank = check_int("rank", rank, least=0)
+        self.seed = check_seed("seed", seed)
+        self.world_size = check_whole("world_size", world_size)
+        self.rank = check_whole("rank", rank, least=0)
         if rank >= world_size:
             raise ValueError(f"rank: expected less than world_size={world_size}, got {rank}")
 
@@ -119,7 +119,7 @@ class EpochOrder:
             TypeError: if ``epoch`` is not an integer.
             ValueError: if ``epoch`` is negative.
         """
-        check_int("epoch", epoch, least=0)
+        check_whole("epoch", epoch, least=0)
         if not (self._scheduled and epoch == self._epoch):
             self.position = 0
         self._epoch = epoch
@@ -136,8 +136,8 @@ class EpochOrder:
             TypeError: if a number is not an integer.
             ValueError: if a number is negative.
         """
-        self._epoch = check_int("epoch", epoch, least=0)
-        self.position = check_int("batch", batch, least=0)
+        self._epoch = check_whole("epoch", epoch, least=0)
+        self.position = check_whole("batch", batch, least=0)
         self._scheduled = True
 
     def begin(self) -> int:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from lightning_ae.files import read_json
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -25,15 +27,65 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: if there is none.
-        ValueError: if it is of another format.
+        ValueError: if it is of another format, or damaged.
     """
     path = folder / MANIFEST
-    if not path.exists():
+    if not path.is_file():
         raise FileNotFoundError(f"folder: expected shards of collect_activations, found no {path}")
-    manifest: dict[str, Any] = json.loads(path.read_text())
+    manifest = read_json(path, "a manifest of collect_activations")
     if manifest.get("format") != FORMAT:
         raise ValueError(f"folder: expected a manifest of format {FORMAT}, got {manifest.get('format')} in {path}")
+    if fault := _fault(manifest):
+        raise ValueError(f"folder: {path} is not a manifest that collect_activations wrote: {fault}.")
     return manifest
+
+
+def _fault(manifest: dict[str, Any]) -> str | None:
+    """What contradicts itself in a manifest, which is a file like any other: nothing in it is believed."""
+    kinds = {"settings": dict, "complete": bool, "shards": list}
+    for name, kind in kinds.items():
+        if not isinstance(manifest.get(name), kind):
+            return f"{name} is no {kind.__name__}"
+    for name in ("rows", "batches", "examples"):
+        if not _is_count(manifest.get(name)):
+            return f"{name} is no whole number >= 0"
+    for shard in manifest["shards"]:
+        if not isinstance(shard, dict) or not isinstance(shard.get("file"), str):
+            return "a shard has no file"
+        if Path(shard["file"]).name != shard["file"] or not shard["file"].endswith(".safetensors"):
+            return f"a shard is not a file in this folder: {shard['file']!r}"
+        if not _is_count(shard.get("rows")) or not shard["rows"]:
+            return f"rows of {shard['file']} is no positive whole number"
+        if not _is_count(shard.get("first_batch")) or not isinstance(shard.get("fingerprint"), str):
+            return f"the first batch of {shard['file']} is not recorded"
+    files = [shard["file"] for shard in manifest["shards"]]
+    if len(set(files)) < len(files):
+        return "a shard is listed twice"
+    if sum(shard["rows"] for shard in manifest["shards"]) != manifest["rows"]:
+        return f"its shards have other than {manifest['rows']} rows"
+    if not manifest["rows"]:
+        return None
+    shape = manifest.get("shape")
+    if not (isinstance(shape, list) and len(shape) == 1 and _is_count(shape[0]) and shape[0]):
+        return f"shape is no list of one positive number: {shape!r}"
+    for name in ("mean", "mean_square"):
+        values = manifest.get(name)
+        if not isinstance(values, list) or len(values) != shape[0] or not all(_is_number(value) for value in values):
+            return f"{name} is no list of {shape[0]} finite numbers"
+    # a mean square is at least the square of the mean, but for rounding
+    pairs = zip(manifest["mean"], manifest["mean_square"], strict=True)
+    if any(mean**2 > square * (1 + 1e-6) + 1e-300 for mean, square in pairs):
+        return "mean_square is less than the square of mean"
+    return None
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
+def _is_number(value: object) -> bool:
+    # of which the square is one, too
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e150
 
 
 class ActivationShards:
@@ -74,9 +126,10 @@ class ActivationShards:
         #: where each shard starts, and the end, int64 ``(S + 1,)``
         self.starts = torch.tensor([0, *self.sizes]).cumsum(0)
         self._mapped: dict[tuple[int, str], Tensor] = {}
-        for shard in self.manifest["shards"]:
-            if not (path := self.folder / shard["file"]).exists():
+        for number, shard in enumerate(self.manifest["shards"]):
+            if not (path := self.folder / shard["file"]).is_file():
                 raise FileNotFoundError(f"folder: the manifest lists {path}, which is missing")
+            self._check_header(number)
 
     def __len__(self) -> int:
         return int(self.manifest["rows"])
@@ -133,15 +186,35 @@ class ActivationShards:
 
     def _tensor(self, number: int, name: str) -> Tensor:
         if (number, name) not in self._mapped:
-            from safetensors import safe_open
-
-            path = self.folder / self.manifest["shards"][number]["file"]
-            with safe_open(path, framework="pt") as file:
-                tensor: Tensor = file.get_tensor(name)
-            if len(tensor) != self.sizes[number]:
-                raise ValueError(f"folder: expected {self.sizes[number]} rows in {path}, got {len(tensor)}")
-            self._mapped[number, name] = tensor
+            with self._opened(number) as file:
+                self._mapped[number, name] = file.get_tensor(name)
         return self._mapped[number, name]
+
+    @contextmanager
+    def _opened(self, number: int) -> Iterator[Any]:
+        from safetensors import SafetensorError, safe_open
+
+        path = self.folder / self.manifest["shards"][number]["file"]
+        try:
+            with safe_open(path, framework="pt") as file:
+                yield file
+        except SafetensorError as error:
+            raise ValueError(f"folder: {path} is not a shard that collect_activations wrote: {error}") from error
+
+    def _check_header(self, number: int) -> None:
+        """Raise unless a shard has what the manifest says; its rows are not read."""
+        with self._opened(number) as file:
+            found = {name: file.get_slice(name) for name in ("activations", "index")}
+            shapes = {name: list(there.get_shape()) for name, there in found.items()}
+            types = {name: there.get_dtype() for name, there in found.items()}
+        path, rows = self.folder / self.manifest["shards"][number]["file"], self.sizes[number]
+        for name, shape in shapes.items():
+            if len(shape) != 2 or shape[0] != rows:
+                raise ValueError(f"folder: expected {rows} rows of {name} in {path}, got the shape {tuple(shape)}")
+        if shapes["activations"][1] != self.num_features:
+            raise ValueError(f"folder: expected {self.num_features} features in {path}, got {shapes['activations'][1]}")
+        if types["index"] != "I64" or types["activations"] not in ("F16", "BF16", "F32"):
+            raise ValueError(f"folder: expected floating-point activations and an int64 index in {path}, got {types}")
 
 
 def _groups(shard: Tensor) -> Iterator[tuple[int, Tensor]]:

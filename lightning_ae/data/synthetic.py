@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_ae.data.checks import check_int
+from lightning_ae.checks import check_non_negative, check_seed, check_whole
 
 
 class LinearGaussian(NamedTuple):
@@ -53,14 +53,11 @@ def linear_gaussian(
         >>> x.shape, (loadings.T @ loadings).diagonal().round()
         (torch.Size([100, 8]), tensor([2., 1.]))
     """
-    check_int("num_examples", num_examples, least=1)
-    check_int("in_features", in_features, least=1)
-    check_int("latent_dim", latent_dim, least=1)
-    check_int("seed", seed, least=0)
+    num_examples, in_features = check_whole("num_examples", num_examples), check_whole("in_features", in_features)
+    latent_dim, seed = check_whole("latent_dim", latent_dim), check_seed("seed", seed)
+    noise = check_non_negative("noise", noise)
     if latent_dim > in_features:
         raise ValueError(f"latent_dim: expected at most in_features={in_features}, got {latent_dim}")
-    if not noise >= 0:
-        raise ValueError(f"noise: expected a standard deviation >= 0, got {noise}")
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
@@ -126,16 +123,15 @@ def sparse_dictionary(
         >>> data.x.shape, int(data.z.count_nonzero()), torch.allclose(data.z @ data.atoms, data.x, atol=1e-6)
         (torch.Size([100, 8]), 200, True)
     """
-    check_int("num_examples", num_examples, least=1)
-    check_int("in_features", in_features, least=1)
-    check_int("num_atoms", num_atoms, least=1)
-    check_int("active", active, least=1)
-    check_int("seed", seed, least=0)
+    num_examples, in_features = check_whole("num_examples", num_examples), check_whole("in_features", in_features)
+    num_atoms, active = check_whole("num_atoms", num_atoms), check_whole("active", active)
+    noise, decay, seed = (
+        check_non_negative("noise", noise),
+        check_non_negative("decay", decay),
+        check_seed("seed", seed),
+    )
     if active > num_atoms:
         raise ValueError(f"active: expected at most num_atoms={num_atoms}, got {active}")
-    for name, value in (("noise", noise), ("decay", decay)):
-        if not value >= 0:
-            raise ValueError(f"{name}: expected a number >= 0, got {value}")
     generator = torch.Generator().manual_seed(seed)
     atoms = torch.randn(num_atoms, in_features, generator=generator)
     atoms = atoms / atoms.norm(dim=1, keepdim=True)

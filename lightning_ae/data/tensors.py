@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lightning_ae.checks import check_flag
 from lightning_ae.data.base import SplitDataModule
 from lightning_ae.data.loader import TensorLoader
 from lightning_ae.data.order import EpochOrder
@@ -60,7 +61,7 @@ class InMemoryDataModule(SplitDataModule[TensorSplit]):
         device_resident: bool = False,
     ) -> None:
         super().__init__(batch_size=batch_size, val_fraction=val_fraction, seed=seed, drop_last=drop_last)
-        self.device_resident = device_resident
+        self.device_resident = check_flag("device_resident", device_resident)
         self._device: torch.device | None = None  # None leaves the tensors where they are
 
     @abstractmethod

@@ -11,6 +11,7 @@ import torch
 import torchvision
 from torch import Tensor
 
+from lightning_ae.checks import check_flag, check_type
 from lightning_ae.data.tensors import Arrays, InMemoryDataModule
 
 VisionSet: TypeAlias = Literal["MNIST", "FashionMNIST", "KMNIST", "USPS", "CIFAR10", "CIFAR100"]
@@ -78,12 +79,14 @@ class VisionDataModule(InMemoryDataModule):
             drop_last=drop_last,
             device_resident=device_resident,
         )
+        check_type("dataset", dataset, str)
+        check_type("root", root, str, Path)
         if dataset not in _KNOWN:
             raise ValueError(f"dataset: expected one of {', '.join(get_args(VisionSet))}, got {dataset!r}")
         self.dataset = dataset
         self.root = Path(root)
-        self.download = download
-        self.flat = flat
+        self.download = check_flag("download", download)
+        self.flat = check_flag("flat", flat)
 
     @property
     def in_shape(self) -> tuple[int, ...]:

@@ -19,6 +19,7 @@ from lightning_ae.diagnostics.watch.comparisons import BINARY, CLASSES, Comparis
 from lightning_ae.hooks import undisturbed
 from lightning_ae.losses.base import full_precision
 from lightning_ae.models import Autoencoder
+from lightning_ae.models.batches import imputed
 
 
 class HeldOut:
@@ -122,7 +123,7 @@ def _moved(model: L.LightningModule, batch: Any) -> Any:
 def _of_ours(model: nn.Module, batch: Any, outputs: Any) -> tuple[Tensor, Tensor] | None:
     if not isinstance(model, Autoencoder) or not isinstance(outputs, Mapping) or "output" not in outputs:
         return None
-    x = model.get_input(batch)
+    x = imputed(model, batch, outputs["output"])
     return _rows(x, model.loss.prediction(outputs["output"].params, x))
 
 

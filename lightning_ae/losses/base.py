@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from lightning_ae.checks import check_floating, check_one_of, check_tensor
 from lightning_ae.rebuildable import Rebuildable
 
 Activation = Literal["identity", "sigmoid", "tanh", "relu"]
@@ -22,9 +23,39 @@ _ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], tuple[float, float]]] 
 }
 
 
-def full_precision(tensor: Tensor) -> Tensor:
-    """Half-precision tensors as float32, others as they are: losses and statistics are computed there."""
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+def full_precision(tensor: Tensor, name: str = "params") -> Tensor:
+    """float32 and float64 as they are, other real numbers as float32: losses and statistics are computed there.
+
+    Args:
+        tensor: of any real type.
+        name: the argument's, for the message.
+
+    Raises:
+        TypeError: if it is no tensor, or a complex one.
+
+    Example:
+        >>> full_precision(torch.ones(2, dtype=torch.bfloat16)).dtype
+        torch.float32
+    """
+    check_tensor(name, tensor)
+    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
+
+
+def value_range(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The least and the largest number in a batch, without dimensions.
+
+    Raises:
+        TypeError: if it is no tensor of real numbers.
+        ValueError: if there is none.
+
+    Example:
+        >>> value_range(torch.tensor([[1.0, 3.0]]))
+        (tensor(1.), tensor(3.))
+    """
+    check_tensor("x", x)
+    if not x.numel():
+        raise ValueError(f"x: expected a batch with numbers in it, got one of shape {tuple(x.shape)}.")
+    return x.amin(), x.amax()
 
 
 class ReconstructionLoss(Rebuildable, nn.Module, ABC):
@@ -42,6 +73,10 @@ class ReconstructionLoss(Rebuildable, nn.Module, ABC):
     output_activation: str = "identity"
     #: The interval in which :meth:`mean` lies.
     output_range: tuple[float, float] = (-math.inf, math.inf)
+    #: What no loss of an example can be below, for data that it is defined for.
+    lower_bound: float = -math.inf
+    #: Whether :meth:`forward` and :meth:`terms` take a third argument, ``mask``.
+    takes_mask: bool = False
     #: How many numbers the decoder gives for each number of ``x``; they are blocks along the first event dimension.
     params_per_feature: int = 1
 
@@ -67,32 +102,68 @@ class ReconstructionLoss(Rebuildable, nn.Module, ABC):
     def check(self, x: Tensor) -> None:
         """Raise a ``ValueError`` if ``x`` holds values that the loss is not defined for. Called once per fit."""
 
+    def within(self, interval: tuple[float, float]) -> None:
+        """Hear in which interval the reconstruction lies, from the loss that owns the activation in a sum of losses."""
+
+    @property
+    def data_interval(self) -> tuple[float, float] | None:
+        """The interval that the data are taken to span, for metrics of images; None if there is no telling."""
+        low, high = self.output_range
+        return (low, high) if math.isfinite(high - low) else None
+
     def params_shape(self, event_shape: Sequence[int]) -> tuple[int, ...]:
         """Shape that the decoder must give for targets of this shape (both without the batch dimension)."""
         first, *rest = event_shape
         return (self.params_per_feature * first, *rest)
 
     def _prepare(self, params: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        check_tensor("x", x, least_dims=2)
+        check_floating("params", params)
         expected = (x.shape[0], *self.params_shape(x.shape[1:]))
         if params.shape != expected:
             raise ValueError(
-                f"{type(self).__name__}: for targets of shape {tuple(x.shape)} the decoder must give {expected}, "
-                f"got {tuple(params.shape)}."
+                f"params: {type(self).__name__}: for targets of shape {tuple(x.shape)} the decoder must give "
+                f"{expected}, got {tuple(params.shape)}."
             )
         return full_precision(params), full_precision(x)
 
 
 class PointwiseLoss(ReconstructionLoss):
-    """A loss that is a sum of one term per number of ``x``: a subclass gives :meth:`mean` and :meth:`pointwise`."""
+    """A loss that is a sum of one term per number of ``x``: a subclass gives :meth:`mean` and :meth:`pointwise`.
+
+    Numbers that are missing can be left out by a mask.
+    """
+
+    takes_mask = True
 
     @abstractmethod
     def pointwise(self, params: Tensor, x: Tensor) -> Tensor:
         """The terms, of the shape of ``x``; both arguments are float32 or wider."""
 
-    def forward(self, params: Tensor, x: Tensor) -> Tensor:
-        """Sum of the terms of each example, ``(B,)``."""
+    def forward(self, params: Tensor, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        r"""Sum of the terms of each example, ``(B,)``; with a mask :math:`\sum_i m_i\, \ell(a_i, x_i)`.
+
+        Args:
+            params: the decoder's output.
+            x: the data; where the mask is false it may be anything, NaN too.
+            mask: booleans of the shape of ``x``, true where a number is there; None if all are. What is not there has
+                neither loss nor gradient.
+
+        Returns:
+            The loss of each example.
+        """
         params, x = self._prepare(params, x)
-        return self.pointwise(params, x).flatten(1).sum(1)
+        if mask is None:
+            return self.pointwise(params, x).flatten(1).sum(1)
+        if mask.dtype != torch.bool or mask.shape != x.shape:
+            raise ValueError(f"mask: expected booleans {tuple(x.shape)}, got {mask.dtype} {tuple(mask.shape)}.")
+        zero = torch.zeros((), dtype=x.dtype, device=x.device)
+        terms = self.pointwise(params, torch.where(mask, x, zero))
+        return torch.where(mask, terms, torch.zeros((), dtype=terms.dtype, device=x.device)).flatten(1).sum(1)
+
+    def terms(self, params: Tensor, x: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
+        """The loss as ``"reconstruction"``."""
+        return {"reconstruction": self(params, x) if mask is None else self(params, x, mask)}
 
 
 class ActivatedLoss(ReconstructionLoss):
@@ -105,10 +176,11 @@ class ActivatedLoss(ReconstructionLoss):
         ValueError: if the activation has another name.
     """
 
+    lower_bound = 0.0  # distances are not negative
+
     def __init__(self, activation: Activation = "identity") -> None:
         super().__init__()
-        if activation not in _ACTIVATIONS:
-            raise ValueError(f"activation: expected one of {sorted(_ACTIVATIONS)}, got {activation!r}.")
+        check_one_of("activation", activation, sorted(_ACTIVATIONS))
         self.output_activation = activation
         self.output_range = _ACTIVATIONS[activation][1]
 

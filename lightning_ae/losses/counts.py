@@ -8,20 +8,31 @@ import torch
 from torch import Tensor, distributions, nn
 from torch.nn import functional
 
-from lightning_ae.losses.base import full_precision
+from lightning_ae.checks import check_flag, check_positive, check_whole
+from lightning_ae.limits import soft_limit
+from lightning_ae.losses.base import full_precision, value_range
 from lightning_ae.losses.likelihoods import Likelihood
+
+#: Where the logarithm of an inverse dispersion is held back: far in the Poisson limit, and far from it.
+_LIMIT = 40.0
+#: From this inverse dispersion on Stirling's series is exact in double precision.
+_STIRLING = 32.0
 
 
 class _CountLikelihood(Likelihood):
     output_activation = "exp"
     output_range = (0.0, math.inf)
+    discrete = True
+
+    lower_bound = 0.0  # probabilities of whole numbers are at most 1
 
     def check(self, x: Tensor) -> None:
         """Targets must be whole numbers, none negative."""
-        if x.amin() < 0 or (x != x.round()).any():
+        low, high = (end.float() for end in value_range(x))
+        if low < 0 or (x.is_floating_point() and (x != x.round()).any()):
             raise ValueError(
-                f"{type(self).__name__}: targets must be counts 0, 1, 2, …, got values from {x.amin():.4g} to "
-                f"{x.amax():.4g}. Pass raw counts, neither normalised nor log-transformed."
+                f"x: {type(self).__name__}: targets must be counts 0, 1, 2, …, got values from {low:.4g} to "
+                f"{high:.4g}. Pass raw counts, neither normalised nor log-transformed."
             )
 
 
@@ -49,7 +60,9 @@ class PoissonNLL(_CountLikelihood):
 
     def pointwise(self, params: Tensor, x: Tensor) -> Tensor:
         """Negative log-probability of each count."""
-        return params.exp() - x * params + torch.lgamma(x + 1)
+        # for large counts a small difference of large numbers
+        log_rate, counts = params.to(_wide(x)), x.to(_wide(x))
+        return (log_rate.exp() - counts * log_rate + torch.lgamma(counts + 1)).to(x.dtype)
 
     def sample(self, params: Tensor) -> Tensor:
         """Draw counts."""
@@ -65,7 +78,9 @@ class NegativeBinomialNLL(_CountLikelihood):
     in nats, with :math:`\mu = e^a`, or with ``library_size`` :math:`\mu = \ell \operatorname{softmax}(a)`
     where :math:`\ell = \sum x` is the example's total. :math:`\theta` is learned, one per feature.
     The gradient is :math:`\partial L/\partial a = (\mu - x)\,\theta / (\theta + \mu)` for :math:`\mu = e^a`;
-    :math:`\theta \to \infty` is the Poisson.
+    :math:`\theta \to \infty` is the Poisson, which is what data without overdispersion lead to: beyond
+    :math:`e^{\pm 40}` the parameter :math:`\ln\theta` counts only by its logarithm
+    (:func:`~lightning_ae.limits.soft_limit`).
 
     Args:
         num_features: length of the last dimension of ``x``, to learn one :math:`\theta` for each;
@@ -92,18 +107,20 @@ class NegativeBinomialNLL(_CountLikelihood):
         self, num_features: int | None = None, inverse_dispersion: float = 1.0, library_size: bool = False
     ) -> None:
         super().__init__()
-        if not inverse_dispersion > 0:
-            raise ValueError(f"inverse_dispersion: expected a positive number, got {inverse_dispersion}.")
-        shape = () if num_features is None else (num_features,)
+        inverse_dispersion = check_positive("inverse_dispersion", inverse_dispersion)
+        shape = () if num_features is None else (check_whole("num_features", num_features),)
         self.log_inverse_dispersion = nn.Parameter(torch.full(shape, math.log(inverse_dispersion)))
-        self.library_size = library_size
-        if library_size:
+        self.library_size = check_flag("library_size", library_size)
+        if self.library_size:
             self.output_activation = "softmax"
 
     @property
     def inverse_dispersion(self) -> Tensor:
         r""":math:`\theta`, ``(num_features,)`` or without dimensions."""
-        return full_precision(self.log_inverse_dispersion).exp()
+        return self._log_theta().exp()
+
+    def _log_theta(self) -> Tensor:
+        return soft_limit(full_precision(self.log_inverse_dispersion), -_LIMIT, _LIMIT)
 
     def log_mean(self, params: Tensor, library: Tensor | None = None) -> Tensor:
         r""":math:`\ln\mu`; with ``library_size`` the log-share plus, where given, the log of the total ``(B,)``."""
@@ -128,22 +145,17 @@ class NegativeBinomialNLL(_CountLikelihood):
         return self._nll(self.log_mean(params, x.flatten(1).sum(1)), x)
 
     def _nll(self, log_mean: Tensor, x: Tensor) -> Tensor:
-        # for large θ small differences of large numbers, in the value and in the gradient: float64, where there is one
-        wide = torch.float32 if x.device.type == "mps" else torch.float64
-        log_mean, counts, log_theta = log_mean.to(wide), x.to(wide), self.log_inverse_dispersion.to(wide)
+        # small differences of large numbers, in the value and in the gradient
+        log_mean, counts = log_mean.to(_wide(x)), x.to(_wide(x))
+        log_theta = self._log_theta().to(log_mean.dtype)
+        spread = torch.logaddexp(log_mean - log_theta, torch.zeros_like(log_mean))  # ln(1 + μ/θ)
         theta = log_theta.exp()
-        nll = (
-            torch.lgamma(theta)
-            + torch.lgamma(counts + 1)
-            - torch.lgamma(counts + theta)
-            + theta * functional.softplus(log_mean - log_theta)
-            + counts * functional.softplus(log_theta - log_mean)
-        )
+        nll = (theta + counts) * spread - counts * log_mean + torch.lgamma(counts + 1) - _rising(counts, theta)
         return nll.to(x.dtype)
 
     def sample(self, params: Tensor, library: Tensor | None = None) -> Tensor:
         """Draw counts; with ``library_size`` pass the totals ``(B,)``, else they are one."""
-        logits = self.log_mean(full_precision(params), library) - full_precision(self.log_inverse_dispersion)
+        logits = self.log_mean(full_precision(params), library) - self._log_theta()
         drawn: Tensor = distributions.NegativeBinomial(self.inverse_dispersion, logits=logits).sample()  # type: ignore[no-untyped-call]
         return drawn
 
@@ -194,6 +206,8 @@ class ZeroInflatedNegativeBinomialNLL(NegativeBinomialNLL):
         return torch.where(x == 0, at_zero, functional.softplus(dropout) + nll)
 
     def _split(self, params: Tensor, library: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        if params.ndim < 2 or params.shape[1] % 2:
+            raise ValueError(f"params: expected two blocks (B, 2 * C, ...), got {tuple(params.shape)}.")
         counts, dropout = params.chunk(2, dim=1)
         return self.log_mean(counts, library), dropout
 
@@ -202,6 +216,28 @@ class ZeroInflatedNegativeBinomialNLL(NegativeBinomialNLL):
         counts, dropout = full_precision(params).chunk(2, dim=1)
         kept = torch.bernoulli((-dropout).sigmoid())
         return super().sample(counts, library) * kept
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.float32 if x.device.type == "mps" else torch.float64
+
+
+def _rising(x: Tensor, theta: Tensor) -> Tensor:
+    r""":math:`\ln\Gamma(\theta + x) - \ln\Gamma(\theta) - x \ln\theta = \sum_{i < x} \ln(1 + i/\theta)`.
+
+    For large :math:`\theta` by Stirling's series, in which the large terms are gone.
+    """
+    large = theta > _STIRLING
+    t = torch.where(large, theta, _STIRLING)
+    stirling = (t + x - 0.5) * torch.log1p(x / t) - x + _stirling_rest(t + x) - _stirling_rest(t)
+    t = torch.where(large, _STIRLING, theta)
+    return torch.where(large, stirling, torch.lgamma(t + x) - torch.lgamma(t) - x * t.log())
+
+
+def _stirling_rest(t: Tensor) -> Tensor:
+    """What is left of ln Γ(t) after (t - ½) ln t - t + ½ ln 2π; below 1e-17 for t > 32 after five terms."""
+    square = t.square().reciprocal()
+    return (1 / 12 - square * (1 / 360 - square * (1 / 1260 - square * (1 / 1680 - square / 1188)))) / t
 
 
 def _total(x: Tensor, like: Tensor) -> Tensor:

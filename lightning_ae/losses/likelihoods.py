@@ -1,4 +1,4 @@
-"""Likelihoods of continuous and binary data as reconstruction losses, in nats with all constants."""
+"""Likelihoods as reconstruction losses, and those of a location and a scale, in nats with all constants."""
 
 from __future__ import annotations
 
@@ -7,9 +7,14 @@ from abc import abstractmethod
 
 import torch
 from torch import Tensor, distributions, nn
-from torch.nn import functional
 
+from lightning_ae.checks import check_flag, check_positive
+from lightning_ae.limits import soft_limit
 from lightning_ae.losses.base import PointwiseLoss, full_precision
+from lightning_ae.losses.cells import log_laplace_cell, log_normal_cell
+
+#: Where a learned scale is held back, as a share of the one it starts from: about the resolution of single precision.
+_SMALLEST = 1e-6
 
 
 class Likelihood(PointwiseLoss):
@@ -17,28 +22,63 @@ class Likelihood(PointwiseLoss):
 
     The density is normalised over the support of ``x``, so likelihoods of different models, and of different
     losses on the same data, can be compared.
+
+    Bits are lengths only of what is discrete. A likelihood of counts, of bits or of bins
+    (:class:`DiscretizedLogisticMixtureNLL`) is a probability, and the loss divided by :math:`\ln 2` the length of an
+    arithmetic code. A density is none: it can exceed 1, and :math:`-\log_2 p(x) - \log_2\delta` is the length of ``x``
+    rounded to :math:`\delta` only where the density is flat over a cell, :math:`\sigma \gg \delta`; below that it goes
+    on to :math:`-\infty`. :meth:`description_length` is a length either way.
     """
+
+    #: Whether the loss is minus the logarithm of a probability, and not of a density.
+    discrete: bool = False
 
     @abstractmethod
     def sample(self, params: Tensor) -> Tensor:
         """Draw one ``x`` for each example, ``(B, *event)``."""
 
+    def cell_nll(self, params: Tensor, x: Tensor, width: float) -> Tensor:
+        r"""Minus the logarithm of the probability of the cell :math:`x \pm \delta/2`, of the shape of ``x``.
+
+        A density that does not know its integral is taken to be flat over a cell, where that may be.
+
+        Args:
+            params: the decoder's output; float32 or wider, as ``x``.
+            x: the data.
+            width: :math:`\delta`.
+        """
+        nats = self.pointwise(params, x)
+        return nats if self.discrete else nats - math.log(width)
+
     def description_length(self, params: Tensor, x: Tensor, resolution: float = 1.0) -> Tensor:
-        r"""Bits to write ``x`` down at a given resolution: :math:`-\log_2 p(x \mid a) - d \log_2 \delta`.
+        r"""Bits of ``x`` recorded with spacing :math:`\delta`: :math:`-\sum_i \log_2 P(x_i \pm \delta/2 \mid a)`.
+
+        The probability is that of the whole cell, so the length is never negative, whatever :math:`\sigma`, and an
+        arithmetic coder that knows ``params`` needs this many bits. For :math:`\sigma \gg \delta` it is
+        :math:`-\log_2 p(x \mid a) - d \log_2 \delta`.
 
         Args:
             params: the decoder's output.
             x: the data, ``(B, *event)`` with ``d`` numbers per example.
-            resolution: :math:`\delta`, the spacing of the recorded values (1/255 for bytes scaled to [0, 1]);
-                1 for counts and binary data.
+            resolution: :math:`\delta`, the spacing of the recorded values (1/255 for bytes scaled to [0, 1]). A loss
+                that is ``discrete`` has its own, and takes 1.
 
         Returns:
             Code length of each example in bits, ``(B,)``.
 
+        Raises:
+            ValueError: if ``resolution`` is not positive, or not 1 for a loss that is discrete.
+
         Source: Rissanen 1978, Modeling by shortest data description.
         """
-        nats: Tensor = self(params, x)
-        return nats / math.log(2) - x[0].numel() * math.log2(resolution)
+        resolution = check_positive("resolution", resolution)
+        if self.discrete and resolution != 1:
+            raise ValueError(
+                f"resolution: {type(self).__name__} gives probabilities of whole values, which have no resolution "
+                f"other than 1, got {resolution}."
+            )
+        params, x = self._prepare(params, x)
+        return self.cell_nll(params, x, resolution).flatten(1).sum(1) / math.log(2)
 
 
 class _ScaledLikelihood(Likelihood):
@@ -46,20 +86,30 @@ class _ScaledLikelihood(Likelihood):
 
     log_scale: Tensor
 
-    def __init__(self, scale: float = 1.0, learn_scale: bool = False) -> None:
+    def __init__(self, scale: float = 1.0, learn_scale: bool = False, *, min_scale: float | None = None) -> None:
         super().__init__()
-        if not scale > 0:
-            raise ValueError(f"scale: expected a positive number, got {scale}.")
+        scale = check_positive("scale", scale)
+        if min_scale is not None and not check_positive("min_scale", min_scale) <= scale:
+            raise ValueError(f"min_scale: expected a positive number of at most scale={scale}, got {min_scale}.")
+        self.min_scale = _SMALLEST * scale if min_scale is None else float(min_scale)
         log_scale = torch.tensor(math.log(scale))
-        if learn_scale:
+        if check_flag("learn_scale", learn_scale):
             self.log_scale = nn.Parameter(log_scale)
         else:
             self.register_buffer("log_scale", log_scale)
 
     @property
+    def limited_log_scale(self) -> Tensor:
+        """The logarithm of the scale, without dimensions: ``log_scale``, held back if it is learned."""
+        log_scale = full_precision(self.log_scale)
+        if not isinstance(self.log_scale, nn.Parameter):
+            return log_scale
+        return soft_limit(log_scale, low=math.log(self.min_scale))
+
+    @property
     def scale(self) -> Tensor:
         """The scale, in units of ``x``; a tensor without dimensions."""
-        return full_precision(self.log_scale).exp()
+        return self.limited_log_scale.exp()
 
     def mean(self, params: Tensor) -> Tensor:
         """The decoder's output itself."""
@@ -76,6 +126,10 @@ class GaussianNLL(_ScaledLikelihood):
     Args:
         scale: standard deviation :math:`\sigma > 0`, in units of ``x``; where learning starts if it is learned.
         learn_scale: whether :math:`\ln\sigma` is a parameter.
+        min_scale: from here on down a learned :math:`\sigma` shrinks only with its own logarithm
+            (:func:`~lightning_ae.limits.soft_limit`), so that an exact reconstruction ends in large numbers and not in
+            NaN. None for a millionth of ``scale``. For data with spacing :math:`\delta` take that, as there is nothing
+            to gain below it: Rybkin et al. hold :math:`\ln\sigma` at -6 for bytes.
 
     Shapes:
         ``params`` and ``x``: ``(B, *event)``; the loss ``(B,)`` in nats.
@@ -93,8 +147,13 @@ class GaussianNLL(_ScaledLikelihood):
 
     def pointwise(self, params: Tensor, x: Tensor) -> Tensor:
         """Negative log-density of each number."""
-        log_scale = full_precision(self.log_scale)
+        log_scale = self.limited_log_scale
         return 0.5 * ((x - params) * (-log_scale).exp()).square() + log_scale + 0.5 * math.log(2 * math.pi)
+
+    def cell_nll(self, params: Tensor, x: Tensor, width: float) -> Tensor:
+        """By the distribution function."""
+        scale = self.scale
+        return -log_normal_cell((x - params) / scale, width / scale)
 
     def sample(self, params: Tensor) -> Tensor:
         """Draw from the normal around the decoder's output."""
@@ -111,6 +170,10 @@ class LaplaceNLL(_ScaledLikelihood):
     Args:
         scale: :math:`b > 0`, in units of ``x``; where learning starts if it is learned.
         learn_scale: whether :math:`\ln b` is a parameter.
+        min_scale: from here on down a learned :math:`b` shrinks only with its own logarithm
+            (:func:`~lightning_ae.limits.soft_limit`), so that an exact reconstruction ends in large numbers and not in
+            NaN. None for a millionth of ``scale``. For data with spacing :math:`\delta` take that, as there is nothing
+            to gain below it: Rybkin et al. hold :math:`\ln\sigma` at -6 for bytes.
 
     Shapes:
         ``params`` and ``x``: ``(B, *event)``; the loss ``(B,)`` in nats.
@@ -127,129 +190,15 @@ class LaplaceNLL(_ScaledLikelihood):
 
     def pointwise(self, params: Tensor, x: Tensor) -> Tensor:
         """Negative log-density of each number."""
-        log_scale = full_precision(self.log_scale)
+        log_scale = self.limited_log_scale
         return (x - params).abs() * (-log_scale).exp() + log_scale + math.log(2)
+
+    def cell_nll(self, params: Tensor, x: Tensor, width: float) -> Tensor:
+        """By the distribution function."""
+        scale = self.scale
+        return -log_laplace_cell((x - params) / scale, width / scale)
 
     def sample(self, params: Tensor) -> Tensor:
         """Draw from the Laplace distribution around the decoder's output."""
         drawn: Tensor = distributions.Laplace(full_precision(params), self.scale).sample()
         return drawn
-
-
-class _UnitInterval(Likelihood):
-    """A likelihood of data in [0, 1] with logits as parameters."""
-
-    output_activation = "sigmoid"
-    output_range = (0.0, 1.0)
-
-    def check(self, x: Tensor) -> None:
-        """Targets must lie in [0, 1]."""
-        low, high = x.amin(), x.amax()
-        if low < 0 or high > 1:
-            raise ValueError(
-                f"{type(self).__name__}: targets must lie in [0, 1], got values from {low:.4g} to {high:.4g}. "
-                "Scale the data, or use GaussianNLL."
-            )
-
-
-class BernoulliNLL(_UnitInterval):
-    r"""Bernoulli likelihood on logits: :math:`-\sum x\ln\hat x + (1-x)\ln(1-\hat x)` nats, :math:`\hat x=\sigma(a)`.
-
-    Sigmoid and logarithm cancel: the gradient is :math:`\partial L / \partial a = \hat x - x`, as large as the
-    error however saturated the output is. Soft targets in [0, 1] are allowed; the loss is then the cross-entropy
-    to a Bernoulli with that mean, which is no density of ``x`` (see :class:`ContinuousBernoulliNLL`).
-
-    Shapes:
-        ``params`` (logits) and ``x`` (in [0, 1]): ``(B, *event)``; the loss ``(B,)`` in nats.
-
-    Raises:
-        ValueError: from :meth:`check`, if targets lie outside [0, 1].
-
-    Source: Goodfellow, Bengio & Courville 2016, Deep Learning, section 6.2.2.2.
-
-    Example:
-        >>> BernoulliNLL()(torch.zeros(1, 2), torch.tensor([[0.0, 1.0]]))  # 2 ln 2
-        tensor([1.3863])
-    """
-
-    def mean(self, params: Tensor) -> Tensor:
-        """Probability of a one."""
-        return full_precision(params).sigmoid()
-
-    def pointwise(self, params: Tensor, x: Tensor) -> Tensor:
-        """Cross-entropy of each number."""
-        return functional.binary_cross_entropy_with_logits(params, x, reduction="none")
-
-    def sample(self, params: Tensor) -> Tensor:
-        """Draw zeros and ones."""
-        return torch.bernoulli(full_precision(params).sigmoid())
-
-
-class ContinuousBernoulliNLL(_UnitInterval):
-    r"""Continuous Bernoulli: :math:`p(x) = \eta\, e^{\eta x} / (e^\eta - 1)` on [0, 1], with logit :math:`\eta = a`.
-
-    The density that the binary cross-entropy of grey values lacks: :math:`-\ln p = A(\eta) - \eta x` nats, with
-    :math:`A(\eta) = \ln\frac{e^\eta - 1}{\eta}`. It is an exponential family, so the gradient is again
-    :math:`\hat x - x`, with the mean :math:`\hat x = A'(\eta) = \frac{1}{1 - e^{-\eta}} - \frac1\eta`.
-    Near :math:`\eta = 0` (:math:`\lambda = \tfrac12`) both are summed as series. Unlike a cross-entropy the loss
-    can be negative.
-
-    Shapes:
-        ``params`` (logits) and ``x`` (in [0, 1]): ``(B, *event)``; the loss ``(B,)`` in nats.
-
-    Raises:
-        ValueError: from :meth:`check`, if targets lie outside [0, 1].
-
-    Source: Loaiza-Ganem & Cunningham 2019, https://arxiv.org/abs/1907.06845.
-
-    Example:
-        >>> ContinuousBernoulliNLL()(torch.zeros(1, 3), torch.rand(1, 3))  # uniform: density 1
-        tensor([0.])
-    """
-
-    output_activation = "continuous_bernoulli_mean"
-
-    def mean(self, params: Tensor) -> Tensor:
-        r""":math:`A'(\eta)`, which is not the sigmoid."""
-        half, near_zero, safe = self._split(full_precision(params))
-        # A'(η) = ½ + ½ L(η/2) with the Langevin function L(h) = coth h − 1/h
-        langevin = torch.where(near_zero, half * _series(half, _LANGEVIN), 1 / safe.tanh() - 1 / safe)
-        return 0.5 + 0.5 * langevin
-
-    def pointwise(self, params: Tensor, x: Tensor) -> Tensor:
-        """Negative log-density of each number."""
-        half, near_zero, safe = self._split(params)
-        # A(η) = η/2 + ln(sinh h / h), h = η/2, even in h
-        h = safe.abs()
-        log_sinhc = torch.where(
-            near_zero, half.square() * _series(half, _LOG_SINHC), h + torch.log(-torch.expm1(-2 * h) / (2 * h))
-        )
-        return half + log_sinhc - params * x
-
-    @staticmethod
-    def _split(params: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        half = params / 2
-        near_zero = half.abs() < 0.25
-        # where() differentiates both branches: keep the closed form away from its 0/0
-        return half, near_zero, torch.where(near_zero, torch.ones_like(half), half)
-
-    def sample(self, params: Tensor) -> Tensor:
-        """Draw numbers in [0, 1]."""
-        # the inverse of the distribution function for η < 0, mirrored for η > 0; torch's own clamps λ, and so |η| to 16
-        eta = full_precision(params)
-        negative = -eta.abs().clamp(min=1e-6)
-        x = (torch.log1p(torch.rand_like(eta) * torch.expm1(negative)) / negative).clamp(0, 1)
-        return torch.where(eta > 0, 1 - x, x)
-
-
-# Taylor coefficients in h²: ln(sinh h / h) / h² and its derivative / h; the first left out is below 1e-11 for h < ¼
-_LOG_SINHC = (1 / 6, -1 / 180, 1 / 2835, -1 / 37800, 1 / 467775)
-_LANGEVIN = (1 / 3, -1 / 45, 2 / 945, -1 / 4725, 2 / 93555)
-
-
-def _series(h: Tensor, coefficients: tuple[float, ...]) -> Tensor:
-    square = h.square()
-    total = torch.full_like(square, coefficients[-1])
-    for coefficient in reversed(coefficients[:-1]):
-        total = total * square + coefficient
-    return total

@@ -9,8 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from lightning_ae.losses.base import ActivatedLoss, Activation
-from lightning_ae.losses.perceptual import FrozenModule
+from lightning_ae.checks import check_one_of, check_seed, check_type
+from lightning_ae.losses.base import ActivatedLoss, Activation, value_range
+from lightning_ae.losses.perceptual import FrozenModule, load_weights
 
 Net = Literal["alex", "squeeze", "vgg"]
 #: Shortest side that is left with a pixel in the last layer.
@@ -57,8 +58,9 @@ class LPIPSLoss(ActivatedLoss):
         super().__init__(activation)
         from torchmetrics.functional.image.lpips import _LPIPS
 
-        if net not in SMALLEST:
-            raise ValueError(f"net: expected 'alex', 'squeeze' or 'vgg', got {net!r}.")
+        check_one_of("net", net, SMALLEST)
+        check_type("weights", weights, str, Path, None)
+        seed = check_seed("seed", seed)
         if weights not in (None, "DEFAULT") and not Path(weights).is_file():
             raise ValueError(f"weights: expected a file, 'DEFAULT' or None, got {weights!r}.")
         with torch.random.fork_rng(devices=()):
@@ -66,24 +68,30 @@ class LPIPSLoss(ActivatedLoss):
             # the class behind torchmetrics' metric, which checks the range on the host in every call
             network = _LPIPS(net=net, pnet_rand=weights != "DEFAULT", use_dropout=True)
         if weights not in (None, "DEFAULT"):
-            _load_backbone(network.net, torch.load(weights, map_location="cpu", weights_only=True))
+            load_weights(weights, lambda state: _load_backbone(network.net, state))
         self.network = FrozenModule(network)
         self.smallest = SMALLEST[net]
 
+    @property
+    def data_interval(self) -> tuple[float, float]:
+        """[0, 1]."""
+        return 0.0, 1.0
+
     def check(self, x: Tensor) -> None:
         """Targets must lie in [0, 1]."""
-        low, high = x.amin(), x.amax()
-        if low < 0 or high > 1:
-            raise ValueError(f"LPIPSLoss: targets must lie in [0, 1], got values from {low:.4g} to {high:.4g}.")
+        low, high = (end.float() for end in value_range(x))
+        if not (low >= 0 and high <= 1):
+            raise ValueError(f"x: LPIPSLoss: targets must lie in [0, 1], got values from {low:.4g} to {high:.4g}.")
 
     def forward(self, params: Tensor, x: Tensor) -> Tensor:
         """Perceptual distance of each example, ``(B,)``."""
         params, x = self._prepare(params, x)
         if x.ndim != 4 or x.shape[1] not in (1, 3):
-            raise ValueError(f"LPIPSLoss: expected images (B, 1 or 3, H, W), got {tuple(x.shape)}.")
+            raise ValueError(f"x: LPIPSLoss: expected images (B, 1 or 3, H, W), got {tuple(x.shape)}.")
         if min(x.shape[2:]) < self.smallest:
             raise ValueError(
-                f"LPIPSLoss: expected sides of {self.smallest} pixels or more for this net, got {tuple(x.shape[2:])}."
+                f"x: LPIPSLoss: expected sides of {self.smallest} pixels or more for this net, got "
+                f"{tuple(x.shape[2:])}."
             )
         with torch.autocast(x.device.type, enabled=False):
             images = [image.expand(-1, 3, -1, -1) for image in (self.mean(params), x)]

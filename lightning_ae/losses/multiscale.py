@@ -7,16 +7,18 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.nn import functional
 
-from lightning_ae.losses.base import ActivatedLoss, Activation
+from lightning_ae.checks import check_non_negative, check_sequence
+from lightning_ae.losses.base import Activation
 from lightning_ae.losses.dissimilarity import mean_dissimilarity
-from lightning_ae.losses.ssim import K1, K2, as_images, check_options, check_span
+from lightning_ae.losses.intensities import IntensityLoss
+from lightning_ae.losses.ssim import K1, K2, as_images, check_options
 from lightning_ae.losses.windows import blur_for
 
 #: Importance of each scale, finest first, as judged by the observers of Wang et al.
 PUBLISHED_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 
 
-class MultiScaleSSIMLoss(ActivatedLoss):
+class MultiScaleSSIMLoss(IntensityLoss):
     r"""One minus multi-scale SSIM: contrast and structure at every scale, luminance at the coarsest.
 
     .. math::
@@ -28,18 +30,19 @@ class MultiScaleSSIMLoss(ActivatedLoss):
 
     Args:
         activation: :math:`\varphi`: ``"identity"``, ``"sigmoid"``, ``"tanh"`` or ``"relu"``.
-        data_range: what the data can span: 1 for [0, 1], 2 for [-1, 1].
+        data_range: as for :class:`SSIMLoss`.
         window_size: as for :func:`ssim`.
         sigma: as for :func:`ssim`.
         weights: :math:`w_j`, finest scale first; fewer of them, or a smaller window, suit smaller images.
+        low: as for :class:`SSIMLoss`.
 
     Shapes:
         ``params`` and ``x``: ``(B, C, *space)`` with one to three axes in space, each longer than
         ``(window_size - 1) * 2 ** (len(weights) - 1)`` (160 by default); the loss ``(B,)``, in [0, 1].
 
     Raises:
-        ValueError: as :func:`ssim`, or if there are no weights or negative ones; from :meth:`check`, if the targets
-            span more than ``data_range``.
+        ValueError: as :func:`ssim`, or if there are no weights or negative ones; from :meth:`check`, as that of
+            :class:`SSIMLoss`.
 
     Source: Wang, Simoncelli & Bovik 2003, https://doi.org/10.1109/ACSSC.2003.1292216; details as in pytorch-msssim.
 
@@ -53,29 +56,25 @@ class MultiScaleSSIMLoss(ActivatedLoss):
     def __init__(
         self,
         activation: Activation = "identity",
-        data_range: float = 1.0,
+        data_range: float | None = None,
         window_size: int = 11,
         sigma: float = 1.5,
         weights: Sequence[float] = PUBLISHED_WEIGHTS,
+        *,
+        low: float | None = None,
     ) -> None:
-        super().__init__(activation)
-        check_options(data_range, window_size, sigma)
-        if not weights or min(weights) < 0:
-            raise ValueError(f"weights: expected one for each scale, none negative, got {tuple(weights)}.")
-        self.data_range = data_range
-        self.window_size = window_size
-        self.sigma = sigma
-        self.weights = tuple(weights)
-
-    def check(self, x: Tensor) -> None:
-        """Targets must not span more than ``data_range``, by which SSIM is scaled."""
-        check_span(x, self.data_range)
+        _, window_size, sigma = check_options(1.0 if data_range is None else data_range, window_size, sigma)
+        super().__init__(activation, data_range, low)
+        self.weights = tuple(check_non_negative("weights", weight) for weight in check_sequence("weights", weights))
+        if not self.weights:
+            raise ValueError("weights: expected one for each scale, got none.")
+        self.window_size, self.sigma = window_size, sigma
 
     def forward(self, params: Tensor, x: Tensor) -> Tensor:
         """One minus MS-SSIM of each example, ``(B,)``."""
         params, x = self._prepare(params, x)
         coarsest = len(self.weights) - 1
-        x_hat, x = as_images(self.mean(params), x, (self.window_size - 1) * 2**coarsest + 1)
+        x_hat, x = as_images(self._shift(self.mean(params)), self._shift(x), (self.window_size - 1) * 2**coarsest + 1)
         c1, c2 = (K1 * self.data_range) ** 2, (K2 * self.data_range) ** 2
         product = x.new_ones(())
         for scale, weight in enumerate(self.weights):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lightning_ae.checks import check_floating, check_one_of, check_seed, check_sequence, check_type
 from lightning_ae.losses.base import ActivatedLoss, Activation
 from lightning_ae.rebuildable import Rebuildable
 
@@ -78,9 +80,14 @@ class FeatureLoss(ActivatedLoss):
 
     def __init__(self, features: nn.Module, activation: Activation = "identity") -> None:
         super().__init__(activation)
-        if not isinstance(features, nn.Module):
-            raise TypeError(f"features: expected a Module, got a {type(features).__name__}.")
+        check_type("features", features, nn.Module)
         self.features = FrozenModule(features)
+
+    def check(self, x: Tensor) -> None:
+        """Let the features check the targets, if they have a ``check`` of their own."""
+        check = getattr(self.features.module, "check", None)
+        if callable(check):
+            check(x)
 
     def forward(self, params: Tensor, x: Tensor) -> Tensor:
         """Squared distance in the feature space, ``(B,)``."""
@@ -93,6 +100,22 @@ class FeatureLoss(ActivatedLoss):
                 for ours, theirs in zip(_tensors(self.features(self.mean(params))), target, strict=True)
             ]
         return torch.stack(distances).sum(0)
+
+
+def load_weights(path: str | Path, take: Callable[[dict[str, Tensor]], Any]) -> None:
+    """Read a ``state_dict`` from a file, without running anything in it.
+
+    Args:
+        path: the file.
+        take: what is called with it.
+
+    Raises:
+        ValueError: if it cannot be read, or does not fit.
+    """
+    try:
+        take(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:  # a damaged zip or pickle fails in every possible way
+        raise ValueError(f"weights: {path} does not hold the network's state_dict: {error}") from error
 
 
 def _tensors(features: Features) -> Iterable[Tensor]:
@@ -127,16 +150,15 @@ class ImageGradients(Rebuildable, nn.Module):
 
     def __init__(self, kernel: Literal["difference", "sobel"] = "difference") -> None:
         super().__init__()
-        if kernel not in ("difference", "sobel"):
-            raise ValueError(f"kernel: expected 'difference' or 'sobel', got {kernel!r}.")
-        self.kernel = kernel
+        self.kernel = check_one_of("kernel", kernel, ("difference", "sobel"))
         down = torch.tensor([[-1.0, -2.0, -1.0], [0.0, 0.0, 0.0], [1.0, 2.0, 1.0]]) / 8
         self.register_buffer("sobel", torch.stack([down, down.t()])[:, None], persistent=False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Slopes along H and along W."""
+        check_floating("x", x)
         if x.ndim != 4:
-            raise ValueError(f"ImageGradients: expected images (B, C, H, W), got {tuple(x.shape)}.")
+            raise ValueError(f"x: ImageGradients: expected images (B, C, H, W), got {tuple(x.shape)}.")
         if self.kernel == "difference":
             return x.diff(dim=2), x.diff(dim=3)
         slopes = functional.conv2d(x.flatten(0, 1)[:, None], self.sobel.to(x.dtype))
@@ -181,9 +203,12 @@ class TorchvisionFeatures(Rebuildable, nn.Module):
         from torchvision import models
         from torchvision.models.feature_extraction import create_feature_extractor
 
-        self.layers = tuple(layers)
-        if isinstance(layers, str) or not self.layers:
+        check_type("model", model, str)
+        seed = check_seed("seed", seed)
+        self.layers = tuple(check_sequence("layers", layers, "names"))
+        if not self.layers or not all(isinstance(name, str) for name in self.layers):
             raise ValueError(f"layers: expected a sequence of names, at least one, got {layers!r}.")
+        check_type("weights", weights, str, Path, None)
         is_file = weights is not None and Path(weights).is_file()
         if isinstance(weights, Path) and not is_file:
             raise ValueError(f"weights: no file at {weights}.")
@@ -191,10 +216,12 @@ class TorchvisionFeatures(Rebuildable, nn.Module):
             with torch.random.fork_rng(devices=()):
                 torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs too
                 network = models.get_model(model, weights=None if is_file else weights)
+        except ValueError as error:
+            raise ValueError(f"model: expected the name of one of torchvision's, got {model!r}.") from error
         except KeyError as error:
             raise ValueError(f"weights: neither a file nor weights of {model}: {weights}.") from error
         if is_file:
-            network.load_state_dict(torch.load(cast("str", weights), map_location="cpu", weights_only=True))
+            load_weights(cast("str", weights), network.load_state_dict)
         for module in network.modules():
             if hasattr(module, "inplace"):
                 module.inplace = False  # would overwrite the activations of the layer before
@@ -202,9 +229,20 @@ class TorchvisionFeatures(Rebuildable, nn.Module):
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1), persistent=False)
 
+    def check(self, x: Tensor) -> None:
+        """Warn unless images lie in [0, 1]."""
+        low, high = float(x.amin()), float(x.amax())
+        if low < -0.01 or high > 1.01:
+            warnings.warn(
+                f"TorchvisionFeatures: expected images in [0, 1], which are normalised as ImageNet's were, got values "
+                f"from {low:.4g} to {high:.4g}: the network sees other contrasts than it was trained on.",
+                stacklevel=3,
+            )
+
     def forward(self, x: Tensor) -> list[Tensor]:
         """Activations of the layers, in their order."""
+        check_floating("x", x)
         if x.ndim != 4 or x.shape[1] not in (1, 3):
-            raise ValueError(f"TorchvisionFeatures: expected images (B, 1 or 3, H, W), got {tuple(x.shape)}.")
+            raise ValueError(f"x: TorchvisionFeatures: expected images (B, 1 or 3, H, W), got {tuple(x.shape)}.")
         activations = self.network((x.expand(-1, 3, -1, -1) - self.mean) / self.std)
         return [activations[name] for name in self.layers]

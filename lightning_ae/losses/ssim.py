@@ -7,8 +7,18 @@ from typing import Literal, NamedTuple, overload
 import torch
 from torch import Tensor
 
-from lightning_ae.losses.base import ActivatedLoss, Activation, full_precision
+from lightning_ae.checks import (
+    check_finite,
+    check_flag,
+    check_non_negative,
+    check_one_of,
+    check_positive,
+    check_tensor,
+    check_whole,
+)
+from lightning_ae.losses.base import Activation, full_precision
 from lightning_ae.losses.dissimilarity import half_dissimilarity, maps, mean_dissimilarity
+from lightning_ae.losses.intensities import IntensityLoss
 from lightning_ae.losses.windows import Blur, blur_for
 
 Padding = Literal["same", "valid"]
@@ -37,6 +47,7 @@ def ssim(
     k2: float = ...,
     padding: Padding = ...,
     parts: Literal[False] = ...,
+    low: float = ...,
 ) -> Tensor: ...
 @overload
 def ssim(
@@ -50,6 +61,7 @@ def ssim(
     k2: float = ...,
     padding: Padding = ...,
     parts: Literal[True],
+    low: float = ...,
 ) -> SSIMParts: ...
 def ssim(
     x_hat: Tensor,
@@ -62,6 +74,7 @@ def ssim(
     k2: float = K2,
     padding: Padding = "same",
     parts: bool = False,
+    low: float = 0.0,
 ) -> Tensor | SSIMParts:
     r"""Structural similarity of each example: :math:`l \cdot c \cdot s` in [-1, 1], averaged over channels and space.
 
@@ -72,8 +85,10 @@ def ssim(
         c = \frac{2\sigma_{\hat x}\sigma_x + C_2}{\sigma_{\hat x}^2 + \sigma_x^2 + C_2}, \quad
         s = \frac{\sigma_{\hat x x} + C_2/2}{\sigma_{\hat x}\sigma_x + C_2/2},
 
-    :math:`C_i = (k_i \cdot` ``data_range`` :math:`)^2`. It is differentiable twice, in both arguments; the first
-    gradient is in closed form and keeps one map. Half precision is computed in float32, also under autocast.
+    :math:`C_i = (k_i \cdot` ``data_range`` :math:`)^2`. Intensities begin at 0: images in [-1, 1] are shifted by their
+    ``low``, without which an image and its negative have the luminance of equals. It is differentiable twice, in both
+    arguments; the first gradient is in closed form and keeps one map. Half precision is computed in float32, also under
+    autocast.
 
     Args:
         x_hat: reconstruction.
@@ -87,6 +102,7 @@ def ssim(
             ``"valid"`` scores those pixels whose window lies inside (Wang et al., pytorch-msssim, scikit-image).
             The two give different values.
         parts: also return the three factors. Slower: their gradients come from autograd.
+        low: the lower end of what the data can span: 0 for [0, 1], -1 for [-1, 1].
 
     Returns:
         ``(B,)``, or with ``parts`` a tuple of four such tensors. The mean SSIM is not the product of the mean factors.
@@ -108,8 +124,12 @@ def ssim(
         >>> ssim(1 - x, x, parts=True).structure  # a negative
         tensor([-0.8755])
     """
-    check_options(data_range, window_size, sigma, padding)
+    data_range, window_size, sigma = check_options(data_range, window_size, sigma, padding)
+    k1, k2, parts = check_non_negative("k1", k1), check_non_negative("k2", k2), check_flag("parts", parts)
+    low = check_finite("low", low)
     x_hat, x = as_images(x_hat, x, window_size)
+    if low:
+        x_hat, x = x_hat - low, x - low
     blur = blur_for(x, window_size, sigma, padding == "same")
     c1, c2 = (k1 * data_range) ** 2, (k2 * data_range) ** 2
     if not parts:
@@ -117,7 +137,7 @@ def ssim(
     return _parts(x_hat, x, blur, c1, c2)
 
 
-class SSIMLoss(ActivatedLoss):
+class SSIMLoss(IntensityLoss):
     r"""One minus structural similarity, :math:`1 - \mathrm{SSIM}(\hat x, x)` with :math:`\hat x = \varphi(a)`.
 
     It looks at edges and texture where squared error looks at pixels, and is blind to small shifts of brightness.
@@ -125,16 +145,20 @@ class SSIMLoss(ActivatedLoss):
 
     Args:
         activation: :math:`\varphi`: ``"identity"``, ``"sigmoid"``, ``"tanh"`` or ``"relu"``.
-        data_range: what the data can span: 1 for [0, 1], 2 for [-1, 1].
+        data_range: what the data can span: 1 for [0, 1], 2 for [-1, 1]. None for the span of the output, where the
+            activation, or that of the first loss in a :class:`WeightedLoss`, bounds it, else 1.
         window_size: as for :func:`ssim`.
         sigma: as for :func:`ssim`.
         padding: as for :func:`ssim`.
+        low: the lower end of what the data can span; None for that of the output, 0 if it has none.
 
     Shapes:
         ``params`` and ``x``: ``(B, C, *space)`` with one to three axes in space; the loss ``(B,)``, in [0, 2].
 
     Raises:
-        ValueError: as :func:`ssim`; from :meth:`check`, if the targets span more than ``data_range``.
+        ValueError: as :func:`ssim`; from :meth:`check`, if the targets span more than ``data_range``, or reach below
+            the ``low`` that was given. Where it was not that is a warning, and so is a span of less than a tenth of
+            ``data_range``.
 
     Source: Zhao et al. 2017, https://arxiv.org/abs/1511.08861.
 
@@ -148,61 +172,48 @@ class SSIMLoss(ActivatedLoss):
     def __init__(
         self,
         activation: Activation = "identity",
-        data_range: float = 1.0,
+        data_range: float | None = None,
         window_size: int = 11,
         sigma: float = 1.5,
         padding: Padding = "same",
+        *,
+        low: float | None = None,
     ) -> None:
-        super().__init__(activation)
-        check_options(data_range, window_size, sigma, padding)
-        self.data_range = data_range
-        self.window_size = window_size
-        self.sigma = sigma
+        _, window_size, sigma = check_options(1.0 if data_range is None else data_range, window_size, sigma, padding)
+        super().__init__(activation, data_range, low)
+        self.window_size, self.sigma = window_size, sigma
         self.padding = padding
-
-    def check(self, x: Tensor) -> None:
-        """Targets must not span more than ``data_range``, by which SSIM is scaled."""
-        check_span(x, self.data_range)
 
     def forward(self, params: Tensor, x: Tensor) -> Tensor:
         """One minus SSIM of each example, ``(B,)``."""
         params, x = self._prepare(params, x)
-        x_hat, x = as_images(self.mean(params), x, self.window_size)
+        x_hat, x = as_images(self._shift(self.mean(params)), self._shift(x), self.window_size)
         blur = blur_for(x, self.window_size, self.sigma, self.padding == "same")
         # not 1 - ssim(): that would round off what is left to learn
         return mean_dissimilarity(x_hat, x, blur, (K1 * self.data_range) ** 2, (K2 * self.data_range) ** 2).mean(1)
 
 
-def check_options(data_range: float, window_size: int, sigma: float, padding: str = "valid") -> None:
-    """Raise a ``ValueError`` that names the option which is off."""
-    if not data_range > 0:
-        raise ValueError(f"data_range: expected a positive number, got {data_range}.")
+def check_options(
+    data_range: float, window_size: int, sigma: float, padding: str = "valid"
+) -> tuple[float, int, float]:
+    """Range, window and its width as numbers, or an error that names the option which is off."""
+    window_size = check_whole("window_size", window_size)
     if window_size < 3 or window_size % 2 == 0:
         raise ValueError(f"window_size: expected an odd number of pixels, 3 or more, got {window_size}.")
-    if not sigma > 0:
-        raise ValueError(f"sigma: expected a positive number of pixels, got {sigma}.")
-    if padding not in ("same", "valid"):
-        raise ValueError(f"padding: expected 'same' or 'valid', got {padding!r}.")
-
-
-def check_span(x: Tensor, data_range: float) -> None:
-    """Raise a ``ValueError`` if ``x`` spans more than ``data_range``."""
-    low, high = x.amin(), x.amax()
-    if high - low > data_range * (1 + 1e-3):
-        raise ValueError(
-            f"data_range: expected at least the span of the targets, which reach from {low:.4g} to {high:.4g}, got "
-            f"{data_range}. Give the span that the data can have, or scale the data."
-        )
+    check_one_of("padding", padding, ("same", "valid"))
+    return check_positive("data_range", data_range), window_size, check_positive("sigma", sigma)
 
 
 def as_images(x_hat: Tensor, x: Tensor, smallest: int) -> tuple[Tensor, Tensor]:
     """Both as images of one type, float32 or wider, with sides of ``smallest`` or more; else a ``ValueError``."""
+    check_tensor("x_hat", x_hat)
+    check_tensor("x", x)
     if x_hat.shape != x.shape:
         raise ValueError(f"x_hat: expected the shape of x, {tuple(x.shape)}, got {tuple(x_hat.shape)}.")
     if x.ndim not in (3, 4, 5):
         raise ValueError(f"x: expected (B, C, L), (B, C, H, W) or (B, C, D, H, W), got the shape {tuple(x.shape)}.")
     if not (x.is_floating_point() and x_hat.is_floating_point()):
-        raise ValueError(f"x: expected floating-point images, got {x_hat.dtype} and {x.dtype}.")
+        raise ValueError(f"x_hat and x: expected floating-point images, got {x_hat.dtype} and {x.dtype}.")
     if min(x.shape[2:]) < smallest:
         raise ValueError(
             f"x: expected images of {smallest} pixels or more along each axis, got {tuple(x.shape[2:])}. "

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import cast
 
 from torch import Tensor, nn
 
+from lightning_ae.checks import check_finite, check_floating, check_share, check_tensor, check_type, describe_type
 from lightning_ae.losses.base import ReconstructionLoss
 from lightning_ae.rebuildable import KeepsAttributes
 
@@ -44,16 +46,18 @@ class WeightedLoss(KeepsAttributes, ReconstructionLoss):
     def __init__(self, losses: Mapping[str, ReconstructionLoss], weights: Mapping[str, float] | None = None) -> None:
         super().__init__()
         if not isinstance(losses, Mapping):
-            raise TypeError(f"losses: expected a mapping from names to losses, got a {type(losses).__name__}.")
+            raise TypeError(f"losses: expected a mapping from names to losses, got {describe_type(losses)}.")
+        check_type("weights", weights, Mapping, None)
         for name, loss in losses.items():
             if not isinstance(loss, ReconstructionLoss):
-                raise TypeError(f"losses: expected {name!r} to be a ReconstructionLoss, got a {type(loss).__name__}.")
+                raise TypeError(f"losses: expected {name!r} to be a ReconstructionLoss, got {describe_type(loss)}.")
         if not losses:
             raise ValueError("losses: expected at least one, got none.")
         if weights is not None and set(weights) != set(losses):
             raise ValueError(f"weights: expected the names {sorted(losses)}, got {sorted(weights)}.")
         self.losses = nn.ModuleDict(dict(losses))
-        self.weights = dict(weights) if weights is not None else dict.fromkeys(losses, 1.0)
+        given = dict.fromkeys(losses, 1.0) if weights is None else weights
+        self.weights = {name: check_finite(f"weights[{name!r}]", weight) for name, weight in given.items()}
         first = next(iter(losses.values()))
         self.output_activation = first.output_activation
         self.output_range = first.output_range
@@ -70,6 +74,19 @@ class WeightedLoss(KeepsAttributes, ReconstructionLoss):
                     f"{name!r} {loss.params_per_feature}."
                 )
 
+        self.within(first.output_range)
+
+    def within(self, interval: tuple[float, float]) -> None:
+        """Tell all losses."""
+        for loss in self._named().values():
+            loss.within(interval)
+
+    @property
+    def data_interval(self) -> tuple[float, float] | None:
+        """That of the first loss that knows one."""
+        intervals = (loss.data_interval for loss in self._named().values())
+        return next((interval for interval in intervals if interval is not None), None)
+
     def mean(self, params: Tensor) -> Tensor:
         """The mean of the first loss."""
         return self._first.mean(params)
@@ -83,11 +100,25 @@ class WeightedLoss(KeepsAttributes, ReconstructionLoss):
         for loss in self._named().values():
             loss.check(x)
 
-    def terms(self, params: Tensor, x: Tensor) -> dict[str, Tensor]:
+    @property
+    def lower_bound(self) -> float:  # type: ignore[override]
+        """0 if no part can be negative."""
+        positive = all(weight >= 0 for weight in self.current_weights().values())
+        return 0.0 if positive and all(loss.lower_bound >= 0 for loss in self._named().values()) else -math.inf
+
+    @property
+    def takes_mask(self) -> bool:  # type: ignore[override]
+        """Whether all of them do."""
+        return all(loss.takes_mask for loss in self._named().values())
+
+    def terms(self, params: Tensor, x: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
         """The weighted sum as ``"reconstruction"``, and the raw losses as ``"reconstruction/<name>"``."""
+        check_floating("params", params)
+        check_tensor("x", x)
+        masked = () if mask is None else (mask,)
         first, x_hat = self._first, self.prediction(params, x)
         raw = {
-            name: loss(params if loss is first or loss.output_activation != "identity" else x_hat, x)
+            name: loss(params if loss is first or loss.output_activation != "identity" else x_hat, x, *masked)
             for name, loss in self._named().items()
         }
         weights = self.current_weights()
@@ -99,9 +130,9 @@ class WeightedLoss(KeepsAttributes, ReconstructionLoss):
         """The weight of each loss now."""
         return self.weights
 
-    def forward(self, params: Tensor, x: Tensor) -> Tensor:
+    def forward(self, params: Tensor, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """The weighted sum, ``(B,)``."""
-        return self.terms(params, x)["reconstruction"]
+        return self.terms(params, x, mask)["reconstruction"]
 
     def _named(self) -> dict[str, ReconstructionLoss]:
         return cast("dict[str, ReconstructionLoss]", dict(self.losses.items()))
@@ -145,8 +176,9 @@ class AlphaMix(WeightedLoss):
     kept = ("alpha",)
 
     def __init__(self, pixel: ReconstructionLoss, perceptual: ReconstructionLoss, alpha: float = 0.5) -> None:
-        if not 0 <= alpha <= 1:
-            raise ValueError(f"alpha: expected a number in [0, 1], got {alpha}.")
+        alpha = check_share("alpha", alpha)
+        check_type("pixel", pixel, ReconstructionLoss)
+        check_type("perceptual", perceptual, ReconstructionLoss)
         super().__init__({"pixel": pixel, "perceptual": perceptual})
         del self.weights  # nobody would read them
         self.alpha = alpha

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn import functional
 from torchmetrics import Metric
 
-from lightning_ae.metrics.sparsity import widen
+from lightning_ae.checks import check_positive, check_share, check_tensor, check_whole
+from lightning_ae.metrics.sparsity import check_pair, widen
 
 
 class FeatureDensity(Metric):
@@ -25,8 +26,8 @@ class FeatureDensity(Metric):
         num_latents: ``n``.
 
     Shapes:
-        updates with a code ``(B, n)``, dense or sparse; the result is ``(n,)``, from 0 to 1, no unit. ``fired``
-        ``(n,)`` and ``count`` ``()`` are int64, of this process.
+        updates with a code ``(B, n)``, dense or sparse; the result is ``(n,)``, from 0 to 1, no unit, NaN for latents
+        that were NaN. ``fired`` ``(n,)`` and ``count`` ``()`` are int64, of this process.
 
     Raises:
         ValueError: if ``n`` is not positive, a code has another width, or there were no examples.
@@ -44,32 +45,37 @@ class FeatureDensity(Metric):
     higher_is_better = None
     is_differentiable = False
     fired: Tensor
+    undefined: Tensor
     count: Tensor
 
     def __init__(self, num_latents: int) -> None:
         super().__init__()
-        if not num_latents > 0:
-            raise ValueError(f"num_latents: expected a positive number, got {num_latents}.")
-        self.num_latents = num_latents
-        self.add_state("fired", torch.zeros(num_latents, dtype=torch.int64), dist_reduce_fx="sum")
+        self.num_latents = check_whole("num_latents", num_latents)
+        for name in ("fired", "undefined"):
+            self.add_state(name, torch.zeros(self.num_latents, dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, z: Any) -> None:
         """Add the codes of a batch."""
         width = z.shape[1] if isinstance(z, Tensor) and z.ndim == 2 else getattr(z, "num_latents", None)
+        if width is None:
+            check_tensor("z", z)
         if width != self.num_latents:
             raise ValueError(f"z: expected codes (B, {self.num_latents}), got {tuple(z.shape)}.")
         if isinstance(z, Tensor):
+            check_tensor("z", z)
             self.fired = self.fired + (z != 0).sum(0)
+            self.undefined = self.undefined + z.isnan().sum(0)
             self.count = self.count + len(z)
         else:
-            on = (z.values != 0).flatten().long()
-            self.fired = self.fired.index_add(0, z.indices.flatten(), on)
+            values, indices = z.values.flatten(), z.indices.flatten()
+            self.fired = self.fired.index_add(0, indices, (values != 0).long())
+            self.undefined = self.undefined.index_add(0, indices, values.isnan().long())
             self.count = self.count + z.values.shape[0]
 
     def compute(self) -> Tensor:
-        """The frequencies; NaN if there were no examples."""
-        return (self.fired.double() / self.count).float()
+        """The frequencies; NaN if there were no examples, and for latents that were NaN in any."""
+        return torch.where(self.undefined > 0, torch.nan, (self.fired.double() / self.count).float())
 
 
 def log10_density(density: Tensor, floor: float = 1e-10) -> Tensor:
@@ -80,7 +86,12 @@ def log10_density(density: Tensor, floor: float = 1e-10) -> Tensor:
         floor: :math:`\epsilon`, where dead latents end up.
 
     Returns:
-        ``(n,)``, no unit; :math:`\log_{10}\epsilon` for latents that never fire.
+        ``(n,)``, no unit; :math:`\log_{10}\epsilon` for latents that never fire, NaN for what is no frequency:
+        below 0 or above 1.
+
+    Raises:
+        TypeError: if ``density`` is no tensor of real numbers.
+        ValueError: if ``floor`` is not positive.
 
     Source: Bricken et al. 2023, https://transformer-circuits.pub/2023/monosemantic-features.
 
@@ -88,7 +99,9 @@ def log10_density(density: Tensor, floor: float = 1e-10) -> Tensor:
         >>> log10_density(torch.tensor([0.0, 0.01, 1.0]))
         tensor([-10.,  -2.,   0.])
     """
-    return (widen(density) + floor).log10()
+    check_tensor("density", density)
+    density, floor = widen(density), check_positive("floor", floor)
+    return torch.where((density >= 0) & (density <= 1), (density + floor).log10(), torch.nan)
 
 
 def dead_fraction(density: Tensor, at_most: float = 0.0) -> Tensor:
@@ -99,13 +112,19 @@ def dead_fraction(density: Tensor, at_most: float = 0.0) -> Tensor:
         at_most: :math:`t`, 0 for those that never fire.
 
     Returns:
-        From 0 to 1, no unit, ``()``.
+        From 0 to 1, no unit, ``()``; NaN if a frequency is, and without latents.
+
+    Raises:
+        TypeError: if ``density`` is no tensor of real numbers.
+        ValueError: if ``at_most`` is not in [0, 1].
 
     Example:
         >>> dead_fraction(torch.tensor([0.0, 0.0, 0.1, 1.0]))
         tensor(0.5000)
     """
-    return widen(density <= at_most).mean()
+    check_tensor("density", density)
+    share = widen(density <= check_share("at_most", at_most)).mean()
+    return torch.where(density.isnan().any(), torch.nan, share)
 
 
 class Shrinkage(Metric):
@@ -148,12 +167,11 @@ class Shrinkage(Metric):
 
     def update(self, preds: Tensor, target: Tensor) -> None:
         """Add a batch of reconstructions and what they should be."""
-        if preds.shape != target.shape:
-            raise ValueError(f"expected reconstructions {tuple(target.shape)}, got {tuple(preds.shape)}.")
+        check_pair(preds, target)
         wide = torch.float32 if target.device.type == "mps" else torch.float64
         preds, target = preds.flatten(1).to(wide), target.flatten(1).to(wide)
         norm = torch.linalg.vector_norm(target, dim=1)
-        there = norm > 0
+        there = norm != 0  # NaN is there
         ratio = torch.linalg.vector_norm(preds, dim=1) / torch.where(there, norm, 1)
         self.ratio = self.ratio + torch.where(there, ratio, 0).sum()
         self.count = self.count + there.sum()
@@ -210,7 +228,8 @@ def decoder_overlap(decoder: Tensor) -> Tensor:
         >>> decoder_overlap(torch.tensor([[1.0, 0.0, 1.0], [0.0, 2.0, 1.0]]))
         tensor([0.7071, 0.7071, 0.7071])
     """
-    if decoder.ndim != 2 or decoder.shape[1] < 2:
+    check_tensor("decoder", decoder)
+    if decoder.ndim != 2 or decoder.shape[1] < 2 or not len(decoder):
         raise ValueError(f"decoder: expected (d, n) with n >= 2, got {tuple(decoder.shape)}.")
     return _max_cosine(decoder, decoder, skip_self=True)
 
@@ -224,10 +243,10 @@ def atom_recovery(learned: Tensor, true: Tensor, threshold: float = 0.9) -> Tens
         threshold: which cosine counts as found.
 
     Returns:
-        From 0 to 1, no unit, ``()``.
+        From 0 to 1, no unit, ``()``; NaN if any atom has a NaN in it.
 
     Raises:
-        ValueError: if the shapes do not fit or there are no columns.
+        ValueError: if the shapes do not fit or there are no columns, or the threshold is not in [0, 1].
 
     Source: the criterion of Sharkey et al. 2022, https://www.alignmentforum.org/posts/z6QQJbtpkEAX3Aojj.
 
@@ -236,13 +255,21 @@ def atom_recovery(learned: Tensor, true: Tensor, threshold: float = 0.9) -> Tens
         >>> atom_recovery(torch.cat([-2 * true[:, :3], torch.ones(4, 5)], dim=1), true)
         tensor(0.7500)
     """
-    return widen(max_cosine(true, learned) > threshold).mean()
+    found = _max_cosine(true, learned, skip_self=False, names=("true", "learned"))
+    share = widen(found > check_share("threshold", threshold)).mean()
+    return torch.where(found.isnan().any(), torch.nan, share)
 
 
-def _max_cosine(atoms: Tensor, among: Tensor, skip_self: bool) -> Tensor:
+def _max_cosine(atoms: Tensor, among: Tensor, skip_self: bool, names: tuple[str, str] = ("atoms", "among")) -> Tensor:
+    check_tensor(names[0], atoms)
+    check_tensor(names[1], among)
     if atoms.ndim != 2 or among.ndim != 2 or atoms.shape[0] != among.shape[0] or not atoms.numel() * among.numel():
-        raise ValueError(f"expected atoms (d, n) and (d, m) in columns, got {(*atoms.shape,)} and {(*among.shape,)}.")
-    a, b = (functional.normalize(widen(matrix.detach()).t(), dim=1) for matrix in (atoms, among))
+        raise ValueError(
+            f"{names[0]} and {names[1]}: expected atoms (d, n) and (d, m) in columns, got {(*atoms.shape,)} and "
+            f"{(*among.shape,)}."
+        )
+    common = torch.promote_types(widen(atoms).dtype, widen(among).dtype)
+    a, b = (functional.normalize(matrix.detach().to(common).t(), dim=1) for matrix in (atoms, among))
     found = []
     for start in range(0, len(a), 1024):
         cosines = (a[start : start + 1024] @ b.t()).abs()

@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from lightning_ae.checks import check_flag, check_seed, check_share, check_tensor, check_whole
+
 Array = NDArray[Any]
 
 
@@ -63,7 +65,8 @@ def mutual_information_gap(
     """
     metrics = _sklearn("metrics")
     latents, values = _checked(z, factors, continuous)
-    if bins < 2:
+    continuous = check_flag("continuous", continuous)
+    if check_whole("bins", bins) < 2:
         raise ValueError(f"bins: expected at least 2, got {bins}.")
     latents = np.stack([_binned(column, bins) for column in latents.T], 1)
     if continuous:
@@ -121,6 +124,8 @@ def dci(
     """
     ensemble = _sklearn("ensemble")
     latents, values = _checked(z, factors, continuous)
+    continuous, trees = check_flag("continuous", continuous), check_whole("trees", trees)
+    seed = check_seed("seed", seed, most=2**32 - 1)
     train, test = _split(len(latents), test_fraction, seed)
     importance, scores = [], []
     for v in values.T:
@@ -169,8 +174,9 @@ def sap(z: Tensor | ArrayLike, factors: Tensor | ArrayLike, *, continuous: bool 
         >>> round(sap(v.float(), v, continuous=True), 4)
         1.0
     """
-    score = _squared_correlation if continuous else _above_chance
+    continuous = check_flag("continuous", continuous)
     latents, values = _checked(z, factors, continuous)
+    score = _squared_correlation if continuous else _above_chance
     return float(np.mean([_gap([score(latent, v) for latent in latents.T]) for v in values.T]))
 
 
@@ -186,6 +192,7 @@ def _sklearn(module: str) -> Any:
 
 def _checked(z: Any, factors: Any, continuous: bool) -> tuple[Array, Array]:
     """Both as arrays: latents float64; factors float64, or int64 if they are classes."""
+    continuous = check_flag("continuous", continuous)
     latents, values = (_to_numpy(name, value) for name, value in (("z", z), ("factors", factors)))
     if len(latents) != len(values):
         raise ValueError(f"factors: expected ({len(latents)}, K) as z has {len(latents)} rows, got {values.shape}.")
@@ -199,8 +206,15 @@ def _checked(z: Any, factors: Any, continuous: bool) -> tuple[Array, Array]:
 
 def _to_numpy(name: str, value: Any) -> Array:
     if isinstance(value, Tensor):
+        check_tensor(name, value)
         value = value.detach().cpu().double().numpy()
-    array = np.asarray(value, dtype=np.float64)
+    try:
+        array = np.asarray(value)
+        if np.iscomplexobj(array):
+            raise TypeError("complex numbers")
+        array = array.astype(np.float64)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name}: expected an array of real numbers, got {error}.") from error
     if array.ndim != 2 or 0 in array.shape:
         raise ValueError(f"{name}: expected (N, {'D' if name == 'z' else 'K'}), got {array.shape}.")
     if not np.isfinite(array).all():
@@ -226,8 +240,9 @@ def _gap(scores: list[float]) -> float:
 
 
 def _split(n: int, test_fraction: float, seed: int) -> tuple[Array, Array]:
-    if not 0 < test_fraction < 1:
-        raise ValueError(f"test_fraction: expected a share in (0, 1), got {test_fraction}.")
+    test_fraction = check_share("test_fraction", test_fraction, "()")
+    if n < 2:
+        raise ValueError(f"z: expected two examples or more, to hold some out, got {n}.")
     held_out = min(max(round(n * test_fraction), 1), n - 1)
     order = np.random.default_rng(seed).permutation(n)
     return order[held_out:], order[:held_out]

@@ -8,9 +8,11 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lightning_ae.checks import check_type, check_whole, describe_type
 from lightning_ae.hooks import (
     Forward,
     call,
+    check_batches,
     find_layer,
     first_tensor,
     from_rows,
@@ -87,7 +89,15 @@ def loss_recovered(
         ... ).recovered
         1.0
     """
-    if not (isinstance(ablate, Tensor) or ablate in ("zero", "mean")):
+    check_type("model", model, nn.Module)
+    feature_dim = check_whole("feature_dim", feature_dim, least=-64, most=64)
+    check_batches(batches)
+    for name, function in (("splice", splice), ("loss", loss), ("forward", forward), ("mask_fn", mask_fn)):
+        if not callable(function) and (function is not None or name != "mask_fn"):
+            raise TypeError(f"{name}: expected a function, got {describe_type(function)}.")
+    if not isinstance(ablate, (Tensor, str)):
+        raise TypeError(f"ablate: expected 'zero', 'mean' or a vector, got {describe_type(ablate)}.")
+    if isinstance(ablate, str) and ablate not in ("zero", "mean"):
         raise ValueError(f"ablate: expected 'zero', 'mean' or a vector, got {ablate!r}")
     module = find_layer(model, layer)
 
@@ -98,6 +108,8 @@ def loss_recovered(
 
     def ablated(rows: Tensor) -> Tensor:
         if isinstance(ablate, Tensor):
+            if ablate.shape not in ((), rows.shape[1:]):
+                raise ValueError(f"ablate: expected a vector ({rows.shape[1]},), got {tuple(ablate.shape)}.")
             return ablate.to(rows).expand_as(rows)
         return rows.mean(0, keepdim=True).expand_as(rows) if ablate == "mean" else torch.zeros_like(rows)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_ae.checks import check_non_negative, check_tensor
 from lightning_ae.metrics.sparsity import widen
 
 
@@ -41,6 +42,7 @@ def effective_rank(covariance: Tensor) -> Tensor:
         >>> effective_rank(torch.diag(torch.tensor([2.0, 2.0, 0.0, 2.0])))
         tensor(3.)
     """
+    check_tensor("covariance", covariance)
     if covariance.ndim != 2 or covariance.shape[0] != covariance.shape[1] or not covariance.numel():
         raise ValueError(f"covariance: expected (D, D), got {tuple(covariance.shape)}.")
     matrix = widen(covariance)
@@ -69,10 +71,10 @@ def active_units(variance: Tensor, threshold: float = 0.01) -> Tensor:
         >>> active_units(torch.tensor([0.9, 0.0003, 0.02]))
         tensor(2)
     """
+    check_tensor("variance", variance)
     if variance.ndim != 1:
         raise ValueError(f"variance: expected (D,), got {tuple(variance.shape)}.")
-    if not threshold >= 0:
-        raise ValueError(f"threshold: expected a number >= 0, got {threshold}.")
+    threshold = check_non_negative("threshold", threshold)
     return (widen(variance) > threshold).sum()
 
 
@@ -98,8 +100,13 @@ def kl_per_dimension(mean: Tensor, log_variance: Tensor) -> Tensor:
         >>> kl_per_dimension(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]), torch.zeros(2, 2))
         tensor([0.5000, 0.0000])
     """
+    check_tensor("mean", mean)
+    check_tensor("log_variance", log_variance)
     if mean.shape != log_variance.shape or mean.ndim < 2 or not len(mean):
-        raise ValueError(f"expected (B, D) twice with B >= 1, got {tuple(mean.shape)} and {tuple(log_variance.shape)}.")
+        raise ValueError(
+            f"mean and log_variance: expected (B, D) twice with B >= 1, got {tuple(mean.shape)} and "
+            f"{tuple(log_variance.shape)}."
+        )
     mean, log_variance = widen(mean).flatten(1), widen(log_variance).flatten(1)
     # a posterior near the prior has a variance near one, whose difference from one expm1 keeps
     return (mean.square() + log_variance.expm1() - log_variance).mean(0) / 2
@@ -112,7 +119,7 @@ def perplexity(counts: Tensor) -> Tensor:
         counts: how often each code was chosen, ``(K,)``, none negative.
 
     Returns:
-        From 1 to ``K``, no unit, ``()``; 0 if nothing was counted.
+        From 1 to ``K``, no unit, ``()``; 0 if nothing was counted, NaN for counts that are NaN or negative.
 
     Raises:
         ValueError: if ``counts`` is no vector, or empty.
@@ -123,7 +130,8 @@ def perplexity(counts: Tensor) -> Tensor:
         >>> perplexity(torch.tensor([5, 5, 0, 0]))
         tensor(2.)
     """
-    return _exp_entropy(widen(_checked(counts)))
+    counts = widen(_checked(counts))
+    return torch.where((counts >= 0).all(), _exp_entropy(counts), torch.nan)
 
 
 def codebook_usage(counts: Tensor) -> Tensor:
@@ -133,7 +141,7 @@ def codebook_usage(counts: Tensor) -> Tensor:
         counts: how often each code was chosen, ``(K,)``, none negative.
 
     Returns:
-        From 0 to 1, no unit, ``()``; 0 if nothing was counted.
+        From 0 to 1, no unit, ``()``; 0 if nothing was counted, NaN for counts that are NaN or negative.
 
     Raises:
         ValueError: if ``counts`` is no vector, or empty.
@@ -142,10 +150,12 @@ def codebook_usage(counts: Tensor) -> Tensor:
         >>> codebook_usage(torch.tensor([5, 1, 0, 0]))
         tensor(0.5000)
     """
-    return widen(_checked(counts) > 0).mean()
+    counts = widen(_checked(counts))
+    return torch.where((counts >= 0).all(), widen(counts > 0).mean(), torch.nan)
 
 
 def _checked(counts: Tensor) -> Tensor:
+    check_tensor("counts", counts)
     if counts.ndim != 1 or not len(counts):
         raise ValueError(f"counts: expected (K,), got {tuple(counts.shape)}.")
     return counts

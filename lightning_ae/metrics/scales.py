@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from lightning_ae.checks import check_whole, describe_type
+from lightning_ae.metrics.sparsity import check_pair, widen
+
 
 class ScaleError(Metric):
     r"""Mean squared error of each scale: :math:`\frac1{Nd} \sum_i \|P_l(x_i - \hat x_i)\|^2`, as ``mse_scale_<l>``.
@@ -39,16 +42,19 @@ class ScaleError(Metric):
 
     def __init__(self, parts: Callable[[Tensor], Sequence[Tensor]], num_scales: int) -> None:
         super().__init__()
+        if not callable(parts):
+            raise TypeError(f"parts: expected a function, such as scales.parts, got {describe_type(parts)}.")
         self.parts = parts
-        self.num_scales = num_scales
-        self.add_state("error", torch.zeros(num_scales), dist_reduce_fx="sum")
+        self.num_scales = check_whole("num_scales", num_scales)
+        self.add_state("error", torch.zeros(self.num_scales), dist_reduce_fx="sum")
         self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, preds: Tensor, target: Tensor) -> None:
         """Add a batch of reconstructions and what they should be."""
+        check_pair(preds, target)
         # long sums: float64, where the device has it
         wide = torch.float32 if target.device.type == "mps" else torch.float64
-        parts = self.parts(target - preds)
+        parts = self.parts(widen(target) - widen(preds))
         if len(parts) != self.num_scales:
             raise ValueError(f"num_scales: expected {len(parts)}, as there are parts, got {self.num_scales}.")
         self.error = self.error + torch.stack([part.to(wide).square().sum() for part in parts])

@@ -13,15 +13,26 @@ import math
 import torch
 from torch import Tensor
 
+from lightning_ae.checks import check_non_negative, check_tensor, check_whole
+
 
 def widen(tensor: Tensor) -> Tensor:
     """The tensor in single precision, or in double if that is what it has."""
     return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
 
 
+def check_pair(preds: Tensor, target: Tensor) -> None:
+    """An error unless these are reconstructions and what they should be, ``(B, *event)`` both."""
+    check_tensor("preds", preds)
+    check_tensor("target", target, least_dims=1)
+    if preds.shape != target.shape:
+        raise ValueError(f"preds: expected reconstructions {tuple(target.shape)}, got {tuple(preds.shape)}.")
+
+
 def _magnitudes(z: Tensor, least: int = 1) -> Tensor:
     """Absolute values, one flat row per example; of a ``SparseCode`` too."""
-    z = z if isinstance(z, Tensor) else z.to_dense()
+    z = z.to_dense() if hasattr(z, "values") and hasattr(z, "num_latents") else z
+    check_tensor("z", z)
     latents = math.prod(z.shape[1:])
     if z.ndim < 2 or latents < least:
         raise ValueError(f"z: expected (B, n) with n >= {least}, got {tuple(z.shape)}.")
@@ -53,8 +64,7 @@ def l0(z: Tensor, eps: float = 0.0) -> Tensor:
         >>> l0(torch.tensor([[0.0, 3.0, -0.1], [0.0, 0.0, 0.0]]))
         tensor([2, 0])
     """
-    if not eps >= 0:
-        raise ValueError(f"eps: expected a number >= 0, got {eps}.")
+    eps = check_non_negative("eps", eps)
     return (_magnitudes(z) > eps).sum(1)
 
 
@@ -181,11 +191,19 @@ def lifetime_sparsity(mean_abs: Tensor, mean_square: Tensor, n: int | Tensor) ->
         >>> lifetime_sparsity(z.abs().mean(0), z.square().mean(0), len(z))
         tensor([0., 1., nan])
     """
+    check_tensor("mean_abs", mean_abs)
+    check_tensor("mean_square", mean_square)
     if mean_abs.shape != mean_square.shape:
-        raise ValueError(f"expected moments alike, got {tuple(mean_abs.shape)} and {tuple(mean_square.shape)}.")
+        raise ValueError(
+            f"mean_abs and mean_square: expected moments alike, got {tuple(mean_abs.shape)} and "
+            f"{tuple(mean_square.shape)}."
+        )
     if isinstance(n, Tensor):
+        check_tensor("n", n)
+        if n.shape not in ((), mean_abs.shape):
+            raise ValueError(f"n: expected one number, or one for each latent, got {tuple(n.shape)}.")
         n = torch.where(n > 1, n, torch.nan)
-    elif n < 2:
+    elif check_whole("n", n) < 2:
         raise ValueError(f"n: expected at least two examples, got {n}.")
     # the root first: a mean in range may have a square that is not
     share = (widen(mean_abs) / widen(mean_square).sqrt()).square()

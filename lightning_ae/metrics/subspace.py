@@ -6,6 +6,9 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from lightning_ae.checks import check_tensor
+from lightning_ae.metrics.sparsity import widen
+
 
 def subspace_angles(a: Tensor, b: Tensor) -> Tensor:
     r"""Principal angles between the column spans of two matrices, largest first.
@@ -19,7 +22,7 @@ def subspace_angles(a: Tensor, b: Tensor) -> Tensor:
         b: ``(d, m)`` with independent columns.
 
     Returns:
-        Angles in radians from 0 to π/2, ``(min(k, m),)``.
+        Angles in radians from 0 to π/2, ``(min(k, m),)``; NaN if any entry is not finite.
 
     Raises:
         ValueError: if the two are no matrices with the same number of rows.
@@ -32,16 +35,26 @@ def subspace_angles(a: Tensor, b: Tensor) -> Tensor:
         >>> subspace_angles(x, y).rad2deg()
         tensor([45.])
     """
-    if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[0]:
-        raise ValueError(f"expected two matrices with as many rows, got {tuple(a.shape)} and {tuple(b.shape)}.")
+    check_tensor("a", a)
+    check_tensor("b", b)
+    if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[0] or not a.numel() * b.numel():
+        raise ValueError(
+            f"a and b: expected two matrices (d, k) and (d, m) with as many rows, got {tuple(a.shape)} and "
+            f"{tuple(b.shape)}."
+        )
     if a.shape[1] < b.shape[1]:
         a, b = b, a
     with torch.autocast(a.device.type, enabled=False):
-        qa, qb = (torch.linalg.qr(m.float() if m.dtype in (torch.float16, torch.bfloat16) else m).Q for m in (a, b))
+        a, b = widen(a), widen(b)
+        common = torch.promote_types(a.dtype, b.dtype)
+        finite = a.isfinite().all() & b.isfinite().all()
+        # LAPACK makes something of NaN, or raises
+        qa, qb = (torch.linalg.qr(torch.where(finite, m, 0).to(common)).Q for m in (a, b))
         overlap = qa.t() @ qb
         cosines = torch.linalg.svdvals(overlap).flip(0)  # ascending, so that angles descend
         sines = torch.linalg.svdvals(qb - qa @ overlap)
-    return torch.where(cosines.square() > 0.5, sines.clamp(max=1).asin(), cosines.clamp(max=1).acos())
+    angles = torch.where(cosines.square() > 0.5, sines.clamp(max=1).asin(), cosines.clamp(max=1).acos())
+    return torch.where(finite, angles, torch.nan)
 
 
 class SubspaceAngle(Metric):
@@ -73,7 +86,8 @@ class SubspaceAngle(Metric):
 
     def __init__(self, reference: Tensor) -> None:
         super().__init__()
-        if reference.ndim != 2:
+        check_tensor("reference", reference)
+        if reference.ndim != 2 or not reference.numel():
             raise ValueError(f"reference: expected a matrix (d, k), got {tuple(reference.shape)}.")
         self.register_buffer("reference", reference.detach().clone(), persistent=False)
         # every rank has the same weights, so the largest is also each one's own
@@ -81,7 +95,12 @@ class SubspaceAngle(Metric):
 
     def update(self, matrix: Tensor) -> None:
         """Compare the span of a matrix; the last one counts."""
-        reference = self.reference.to(matrix.device, matrix.dtype)
+        check_tensor("matrix", matrix)
+        if matrix.ndim != 2 or matrix.shape[0] != self.reference.shape[0]:
+            raise ValueError(
+                f"matrix: expected ({self.reference.shape[0]}, m) as the reference is, got {tuple(matrix.shape)}."
+            )
+        reference = self.reference.to(matrix.device)
         self.angle = subspace_angles(matrix.detach(), reference)[0].to(self.angle.dtype)
 
     def compute(self) -> Tensor:

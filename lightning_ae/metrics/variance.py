@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torchmetrics import Metric
+
+from lightning_ae.metrics.sparsity import check_pair
 
 
 class FractionVarianceUnexplained(Metric):
@@ -14,8 +18,14 @@ class FractionVarianceUnexplained(Metric):
     perfect, 1 is as good as answering with the mean. Features that never vary do no harm, unlike in an average
     of ratios per feature. One less this is the explained variance.
 
+    Variances are about the mean of each batch and merged (Chan et al. 1983), so that data may lie anywhere. Where
+    examples have several sizes, each size has its own mean example, and the sums run over all.
+
     Shapes:
         updates with ``(B, *event)`` twice; the result has no dimensions and no unit.
+
+    Raises:
+        ValueError: if the two have different shapes.
 
     Source: Gao et al. 2024, https://arxiv.org/abs/2406.04093, section 2 (normalised MSE).
 
@@ -29,29 +39,59 @@ class FractionVarianceUnexplained(Metric):
     full_state_update = False
     higher_is_better = False
     is_differentiable = False
-    error: Tensor
-    square: Tensor
-    total: Tensor
-    count: Tensor
+    moments: list[Tensor] | Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        # one number until the first batch says how many features there are
-        self.add_state("error", torch.tensor(0.0), dist_reduce_fx="sum")
-        self.add_state("square", torch.tensor(0.0), dist_reduce_fx="sum")
-        self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
-        self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
+        # for each number of features d: [d, examples, squared error, squared distance from the mean, mean …]
+        self.add_state("moments", [], dist_reduce_fx="cat")
 
     def update(self, preds: Tensor, target: Tensor) -> None:
         """Add a batch of reconstructions and what they should be."""
-        # the variance is a difference of sums of squares: float64, where the device has it
+        check_pair(preds, target)
+        if not len(target):
+            return
         wide = torch.float32 if target.device.type == "mps" else torch.float64
         target, preds = target.flatten(1).to(wide), preds.flatten(1).to(wide)
-        self.error = self.error + (target - preds).square().sum()
-        self.square = self.square + target.square().sum()
-        self.total = self.total + target.sum(0)
-        self.count = self.count + len(target)
+        mean = target.mean(0)
+        sums = [(target - preds).square().sum(), (target - mean).square().sum()]
+        sizes = [mean.new_full((), size) for size in (target.shape[1], len(target))]
+        self.moments = _merge([*self.moments, torch.cat([torch.stack([*sizes, *sums]), mean])])
 
     def compute(self) -> Tensor:
         """The fraction over all examples; infinite or NaN if the data do not vary at all."""
-        return (self.error / (self.square - self.total.square().sum() / self.count)).float()
+        rows = _merge(_split(self.moments) if isinstance(self.moments, Tensor) else self.moments)
+        if not rows:
+            return torch.tensor(torch.nan, device=self.device)
+        _, _, error, variance = torch.stack([row[:4] for row in rows]).sum(0).unbind()
+        return (error / variance).float()
+
+    def _reduce_states(self, incoming_state: dict[str, Any]) -> None:
+        super()._reduce_states(incoming_state)
+        self.moments = _merge(self.moments)
+
+
+def _split(flat: Tensor) -> list[Tensor]:
+    """Rows that were put one behind the other, of all processes."""
+    rows = []
+    while len(flat):
+        size = 4 + int(flat[0])
+        rows.append(flat[:size])
+        flat = flat[size:]
+    return rows
+
+
+def _merge(rows: Any) -> list[Tensor]:
+    """One row for each number of features."""
+    merged: dict[int, Tensor] = {}
+    for row in rows:
+        one = merged.get(len(row))
+        if one is None:
+            merged[len(row)] = row
+            continue
+        share = row[1] / (one[1] + row[1])
+        apart = row[4:] - one[4:]
+        between = apart.square().sum() * one[1] * share
+        sums = torch.stack([one[0], one[1] + row[1], one[2] + row[2], one[3] + row[3] + between])
+        merged[len(row)] = torch.cat([sums, one[4:] + share * apart])
+    return list(merged.values())

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import copy
-import math
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import lightning as L
 import torch
@@ -16,12 +13,13 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 from lightning_ae.boxes import AutoencoderLike, AutoencoderOutput
-from lightning_ae.checkpoint import load_as
+from lightning_ae.checks import check_non_negative, check_one_of, check_tensor, check_type
 from lightning_ae.codes import Code, Identity
 from lightning_ae.losses import ReconstructionLoss, SquaredError
 from lightning_ae.metrics import reconstruction_metrics
+from lightning_ae.models.batches import Missing, input_of, mask_of, without_missing
+from lightning_ae.models.hyperparameters import RecordsArguments
 from lightning_ae.models.recorder import Recorder
-from lightning_ae.networks.standardize import restore_scaling
 from lightning_ae.penalties import Penalty
 from lightning_ae.rebuildable import Rebuildable, describe
 
@@ -31,20 +29,13 @@ _SHAPING = (nn.Flatten, nn.Unflatten, nn.Identity, nn.Dropout)
 _RESERVED = {"loss", "reconstruction", "mse", "mae", "fvu", "psnr", "ssim", "ms_ssim"}
 
 
-def _check_type(name: str, value: Any, *types: type | None) -> None:
-    expected = tuple(kind for kind in types if kind is not None)
-    if not (isinstance(value, expected) or (value is None and None in types)):
-        got = f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
-        raise TypeError(f"{name}: expected a {expected[0].__name__}, got {got}.")
-
-
 def check_loss(loss: ReconstructionLoss | None) -> ReconstructionLoss:
     """The loss given, or :class:`SquaredError` for None; a ``TypeError`` for anything else."""
-    _check_type("loss", loss, ReconstructionLoss, None)
+    check_type("loss", loss, ReconstructionLoss, None)
     return SquaredError() if loss is None else loss
 
 
-class Autoencoder(Rebuildable, L.LightningModule):
+class Autoencoder(Rebuildable, RecordsArguments):
     r"""An autoencoder made of boxes: :math:`x \to \text{encoder} \to \text{code} \to \text{decoder} \to \text{loss}`.
 
     The objective of an example is the sum of terms
@@ -73,6 +64,10 @@ class Autoencoder(Rebuildable, L.LightningModule):
         lr: learning rate of AdamW.
         weight_decay: decoupled weight decay of AdamW. For the Gaussian prior of MAP use :class:`WeightPrior`.
         batch_key: where ``x`` is if a batch is a dict; of a tuple or list it is the first item.
+        mask_key: where in the batch (a key, or a position) a mask is, true or 1 where a number of ``x`` is there, of
+            its shape or to be broadcast to it. What is missing is 0 for the encoder and has neither loss nor gradient;
+            sums are over what is there.
+        missing: what NaN in ``x`` is: ``"refuse"``, an error; ``"mask"``, a number that is missing.
 
     Shapes:
         ``x``: ``(B, *event)``; every term: ``(B,)`` or without dimensions.
@@ -89,6 +84,9 @@ class Autoencoder(Rebuildable, L.LightningModule):
         torch.Size([2, 1, 8, 8])
     """
 
+    #: Whether numbers of x may be missing.
+    takes_mask: bool = True
+
     def __init__(
         self,
         encoder: nn.Module,
@@ -101,32 +99,49 @@ class Autoencoder(Rebuildable, L.LightningModule):
         lr: float = 1e-3,
         weight_decay: float = 0.0,
         batch_key: str = "x",
+        mask_key: str | int | None = None,
+        missing: Missing = "refuse",
     ) -> None:
         super().__init__()
-        _check_type("encoder", encoder, nn.Module)
-        _check_type("decoder", decoder, nn.Module)
-        _check_type("code", code, Code, None)
-        _check_type("penalties", penalties, Mapping, None)
+        check_type("encoder", encoder, nn.Module)
+        check_type("decoder", decoder, nn.Module)
+        check_type("code", code, Code, None)
+        check_type("penalties", penalties, Mapping, None)
         for name, penalty in (penalties or {}).items():
-            _check_type(f"penalties[{name!r}]", penalty, Penalty)
+            check_type(f"penalties[{name!r}]", penalty, Penalty)
+        check_type("corruption", corruption, nn.Module, None)
+        check_type("batch_key", batch_key, str)
+        loss = check_loss(loss)
         self._record(describe(self))
         self.encoder = encoder
         self.decoder = decoder
-        self.loss = check_loss(loss)
+        self.loss = loss
         self.code = Identity() if code is None else code
         self.penalties = nn.ModuleDict(dict(penalties or {}))
         self.corruption = nn.Identity() if corruption is None else corruption
         # checkpoints have the optimizer's settings, too, and hold no numbers of NumPy
-        self.lr = float(lr)
-        self.weight_decay = float(weight_decay)
+        self.lr = float(check_non_negative("lr", lr))
+        self.weight_decay = float(check_non_negative("weight_decay", weight_decay))
         self.batch_key = batch_key
+        self.mask_key = mask_key
+        self.missing = missing
+        self._check_mask()
         self._check_boxes()
 
-    def _record(self, tree: dict[str, Any]) -> None:
-        # what save_hyperparameters(tree) does, but for its comparing the tree with every argument, arrays included
-        self._set_hparams(tree)
-        self._hparams_initial = copy.deepcopy(self._hparams)
-        self._log_hyperparams = True
+    @property
+    def _masks(self) -> bool:
+        return self.mask_key is not None or self.missing == "mask"
+
+    def _check_mask(self) -> None:
+        check_one_of("missing", self.missing, get_args(Missing))
+        if self.mask_key is not None and type(self.mask_key) not in (str, int):
+            raise TypeError(
+                f"mask_key: expected a key or a position in the batch, got a {type(self.mask_key).__name__}."
+            )
+        if self._masks and not (self.takes_mask and self.loss.takes_mask):
+            what = self.loss if self.takes_mask else self
+            name = "missing" if self.mask_key is None else "mask_key"
+            raise ValueError(f"{name}: a {type(what).__name__} cannot leave numbers out; fill them in before.")
 
     def _check_boxes(self) -> None:
         given, latent = getattr(self.encoder, "h_shape", None), getattr(self.decoder, "latent_shape", None)
@@ -170,7 +185,9 @@ class Autoencoder(Rebuildable, L.LightningModule):
 
     def terms(self, x: Tensor, output: AutoencoderOutput) -> dict[str, Tensor]:
         """Raw, unweighted terms by name, ``(B,)`` or without dimensions each; every one is logged."""
-        terms = self.loss.terms(output.params, x)
+        mask = getattr(output, "mask", None)  # somebody's own output may have none
+        masked = () if mask is None else (mask,)
+        terms = self.loss.terms(output.params, x, *masked)
         model: AutoencoderLike = self  # all that penalties rely on
         penalties = {name: penalty(x, output, model) for name, penalty in self.penalties.items()}
         charges = {**output.penalties, **self.code.auxiliary(lambda z: self._score_frozen(z, x))}
@@ -201,21 +218,30 @@ class Autoencoder(Rebuildable, L.LightningModule):
         return total
 
     def get_input(self, batch: Any) -> Tensor:
-        """``x`` of a batch that is a tensor, a tuple or list with ``x`` first, or a dict with ``batch_key``."""
-        x = batch
-        if isinstance(batch, (tuple, list)) and batch:
-            x = batch[0]
-        elif isinstance(batch, Mapping):
-            if self.batch_key not in batch:
-                raise ValueError(f"batch_key: the batch has no {self.batch_key!r}, only {sorted(batch)}.")
-            x = batch[self.batch_key]
-        if not isinstance(x, Tensor):
-            raise TypeError(f"A batch must be a tensor, a tuple with one first, or a dict, got {type(batch).__name__}.")
-        return x
+        """``x`` of a batch that is a tensor, a tuple or list with ``x`` first, or a dict with ``batch_key``.
+
+        What the dict has under that key may be a tuple again, as from loaders by name: ``{"x": loader, ...}``.
+        """
+        return input_of(batch, self.batch_key)
+
+    def observed(self, batch: Any) -> tuple[Tensor, Tensor | None]:
+        """``x`` with 0 where it is missing, and the mask of what is there; None for a model that masks nothing."""
+        x = self.get_input(batch)
+        if not self._masks:
+            return x, None
+        mask = torch.ones_like(x, dtype=torch.bool) if self.mask_key is None else mask_of(batch, self.mask_key, x)
+        mask = mask & ~x.isnan() if self.missing == "mask" else mask
+        return without_missing(x, mask), mask
 
     def _step(self, batch: Any) -> dict[str, Any]:
-        x = self.get_input(batch)
+        x, mask = self.observed(batch)
+        if x.ndim and not len(x):
+            raise ValueError(
+                f"x: expected a batch (B, *event) with B > 0, got {tuple(x.shape)}, of which there is no mean; leave "
+                "empty batches out in the loader."
+            )
         output = self(self.corruption(x))
+        output = output if mask is None else output._replace(mask=mask)
         terms = self.terms(x, output)
         for name, term in terms.items():
             if term.shape not in ((), x.shape[:1]):
@@ -238,10 +264,11 @@ class Autoencoder(Rebuildable, L.LightningModule):
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """Latent ``z``, ``reconstruction``, and the reconstruction loss ``(B,)`` as anomaly ``score``."""
-        x = self.get_input(batch)
+        x, mask = self.observed(batch)
         z = self.encode(self.corruption(x))
         params = self.decoder(z)
-        return {"z": z, "reconstruction": self.loss.prediction(params, x), "score": self.loss(params, x)}
+        score = self.loss(params, x) if mask is None else self.loss(params, x, mask)
+        return {"z": z, "reconstruction": self.loss.prediction(params, x), "score": score}
 
     def configure_callbacks(self) -> list[L.Callback]:
         """The :class:`Recorder` that logs; keep it if you add your own: ``[*super().configure_callbacks(), ...]``."""
@@ -251,12 +278,22 @@ class Autoencoder(Rebuildable, L.LightningModule):
     # -- optimisation -----------------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW with ``lr`` and ``weight_decay``; LightningCLI replaces it if given ``--optimizer``."""
-        return torch.optim.AdamW(self.parameters(), lr=self.lr, weight_decay=self.weight_decay)
+        """AdamW with ``lr`` and ``weight_decay``; LightningCLI replaces it if given ``--optimizer``.
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Make room for what remedies have added to layers, before the weights are loaded."""
-        restore_scaling(self, checkpoint["state_dict"])
+        It gets :meth:`trained_parameters`.
+        """
+        return torch.optim.AdamW(self.trained_parameters(), lr=self.lr, weight_decay=self.weight_decay)
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """Those that ask for gradients when the fit begins; others can get a group and a rate of their own later.
+
+        Raises:
+            ValueError: if all are frozen.
+        """
+        chosen = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        if not chosen:
+            raise ValueError(f"{type(self).__name__}: all parameters are frozen (requires_grad=False); none can train.")
+        return chosen
 
     # -- data and metrics -------------------------------------------------------------------------------------
 
@@ -265,6 +302,7 @@ class Autoencoder(Rebuildable, L.LightningModule):
 
         Called with the first batch of each stage; it reads from the device.
         """
+        check_tensor("x", x)
         if not x.is_floating_point():
             raise TypeError(
                 f"x: expected floating-point data, got {x.dtype}. Is x the first item of the batch? Scale bytes to "
@@ -280,6 +318,8 @@ class Autoencoder(Rebuildable, L.LightningModule):
             raise ValueError(
                 f"x: expected finite numbers, got {bad} NaN or infinite of {x.numel()} in the first batch."
             )
+        if getattr(self.encoder, "input_transform", None) == "log1p" and bool(x.amin() <= -1):
+            raise ValueError(f"x: expected numbers above -1 for input_transform='log1p', got some of {x.amin():.4g}.")
         self.loss.check(x)
 
     def configure_metrics(self, x: Tensor) -> MetricCollection:
@@ -289,42 +329,18 @@ class Autoencoder(Rebuildable, L.LightningModule):
             x: the first batch, ``(B, *event)``.
 
         Returns:
-            The collection chosen by the shape of the data: see :func:`reconstruction_metrics`. The range of image
-            data, for PSNR and SSIM, is that of the loss's output if it is bounded, else 1.
+            The collection chosen by the shape of the data: see :func:`reconstruction_metrics`. The interval of image
+            data, for PSNR and SSIM, is the one that the loss takes them to have, else [0, 1].
         """
-        low, high = self.loss.output_range
-        if not math.isfinite(high - low) and x.ndim == 4 and x.amax() - x.amin() > 1:
-            warnings.warn(
-                f"psnr and ssim take images to have a range of 1, but the first batch has {x.amax() - x.amin():.4g}: "
-                "scale them, or override configure_metrics with reconstruction_metrics(shape, data_range).",
-                stacklevel=2,
-            )
-        return reconstruction_metrics(x.shape[1:], data_range=high - low if math.isfinite(high - low) else 1.0)
-
-    @classmethod
-    def load_from_checkpoint(  # type: ignore[override]
-        cls,
-        checkpoint_path: str | Path,
-        map_location: Any = None,
-        hparams_file: Any = None,
-        strict: bool | None = None,
-        weights_only: bool | None = None,
-        **kwargs: Any,
-    ) -> Autoencoder:
-        """Rebuild a model of this class, or of a subclass, from a checkpoint: see :func:`lightning_ae.load`.
-
-        Raises:
-            TypeError: if the checkpoint holds another class.
-        """
-        if hparams_file is not None:
-            raise ValueError("hparams_file: not supported; the checkpoint holds all hyperparameters.")
-        trusted = kwargs.pop("trusted", ())
-        return load_as(
-            cls,
-            checkpoint_path,
-            map_location=map_location or "cpu",
-            trusted=trusted,
-            strict=strict is not False,
-            given=kwargs,
-            weights_only=weights_only is not False,
-        )
+        interval = self.loss.data_interval
+        low, high = (0.0, 1.0) if interval is None else interval
+        if interval is None and x.ndim == 4:
+            least, most = float(x.amin()), float(x.amax())
+            if most - least > 1 or least < -0.01:
+                warnings.warn(
+                    "psnr and ssim take images to have a range of 1, from 0 on, but the first batch reaches from "
+                    f"{least:.4g} to {most:.4g}: scale them, or override configure_metrics with "
+                    "reconstruction_metrics(shape, data_range, low=low).",
+                    stacklevel=2,
+                )
+        return reconstruction_metrics(x.shape[1:], data_range=high - low, low=low)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lightning_ae.checks import check_non_negative, check_type
 from lightning_ae.models.mlp import MLPAutoencoder
 from lightning_ae.networks.init import Activation
 from lightning_ae.networks.shapes import Shape
@@ -54,6 +55,8 @@ class ContractiveAutoencoder(MLPAutoencoder):
         penalties: Mapping[str, Penalty] | None = None,
         **kwargs: Any,
     ) -> None:
+        contraction = check_non_negative("contraction", contraction)
+        check_type("penalties", penalties, Mapping, None)
         if "contractive" in (penalties or {}):
             raise ValueError("penalties: 'contractive' is the one this class adds; choose another name.")
         super().__init__(

@@ -10,22 +10,27 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from lightning_ae.boxes import AutoencoderOutput
+from lightning_ae.checks import check_sequence, check_type
 from lightning_ae.codes import Code, SelectingCode, SparseCode, TopKCode
 from lightning_ae.losses import ReconstructionLoss
 from lightning_ae.models.base import check_loss
 from lightning_ae.models.upkeep import UpkeptAutoencoder
 from lightning_ae.networks import DictionaryDecoder, DictionaryEncoder
+from lightning_ae.networks.shapes import check_input
 from lightning_ae.penalties import AuxiliaryK, Penalty, PrefixReconstruction
 
 
 class DictionaryAutoencoder(UpkeptAutoencoder):
     r"""Sparse autoencoder of one layer: :math:`z = \mathrm{code}(W(sx - b) + c)`, :math:`\hat x = (Dz + b)/s`.
 
-    * :math:`b` is the pre-bias, at first the mean of the first batch; :math:`c` the encoder's bias, at first 0.
+    * :math:`b` is the pre-bias, at first :math:`s` times the data's mean :math:`m`; :math:`c` the encoder's bias, at
+      first 0.
     * The atoms, columns of :math:`D`, have norm 1: after each step they are rescaled, and before it the part of the
       gradient along them is removed. The encoder starts as their transpose, :math:`W = D^\top`.
-    * :math:`s` makes :math:`\mathbb E\|sx\| = \sqrt d`, so that learning rates and weights mean the same for any data;
-      it is estimated on the first batches and kept in checkpoints. Terms are in units of :math:`sx`, whereas
+    * :math:`s` makes :math:`\mathbb E\|s(x - m)\| = \sqrt d`, so that learning rates and weights mean the same for any
+      data: in any unit, and wherever they lie. :math:`m` and :math:`s` are estimated before the first step, on the
+      first 16,384 training rows, which does not depend on how they come in batches (data that can be read only once are
+      observed in the first ten steps instead), and kept in checkpoints. Terms are in units of :math:`sx`, whereas
       ``params``, metrics and predictions are in those of ``x``.
     * A latent is dead that was off in the last ``dead_after`` training examples, of all devices together.
       :class:`AuxiliaryK` is there for them; ``resample_every`` starts them anew.
@@ -70,6 +75,8 @@ class DictionaryAutoencoder(UpkeptAutoencoder):
         (SparseCode(shape=(5, 64), entries=4, dtype=torch.float32), torch.Size([5, 8]))
     """
 
+    takes_mask = False
+
     def __init__(
         self,
         in_features: int,
@@ -87,9 +94,11 @@ class DictionaryAutoencoder(UpkeptAutoencoder):
     ) -> None:
         code = TopKCode(32) if code is None else code
         loss = check_loss(loss)
+        check_type("penalties", penalties, Mapping, None)
         if penalties is None:
             penalties = {"auxiliary": AuxiliaryK()} if isinstance(code, SelectingCode) else {}
         if prefixes is not None:
+            prefixes = check_sequence("prefixes", prefixes)
             penalties = {**penalties, "prefixes": PrefixReconstruction(prefixes)}
         encoder, decoder = DictionaryEncoder(in_features, num_latents), DictionaryDecoder(num_latents, in_features)
         super().__init__(
@@ -126,6 +135,7 @@ class DictionaryAutoencoder(UpkeptAutoencoder):
     # -- the flow ---------------------------------------------------------------------------------------------
 
     def _code(self, x: Tensor, *, alone: bool) -> tuple[Any, dict[str, Tensor]]:
+        check_input(x, self.encoder.weight.shape[1:], self.encoder)
         x = x * self.input_scale
         if isinstance(self.code, SelectingCode):
             return self.code.project(x, self.encoder.weight, self.encoder.bias, self.pre_bias, alone=alone), {}
@@ -178,14 +188,34 @@ class DictionaryAutoencoder(UpkeptAutoencoder):
         return {**latent, "reconstruction": self.loss.prediction(params, x), "score": self.loss(params, x)}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW, fused where that is possible: with this many weights it is a large part of a step."""
+        """AdamW, fused where that is possible: with this many weights it is a large part of a step.
+
+        The pre-bias does not decay, as it is where the data lie.
+        """
         precision = "" if self._trainer is None else str(self.trainer.precision)
         # Lightning clips no gradients of a fused optimizer in mixed precision
         clipped = precision.endswith("-mixed") and bool(self.trainer.gradient_clip_val)
         fused = (
             precision != "16-mixed" and not clipped and all(p.device.type in ("cpu", "cuda") for p in self.parameters())
         )
-        return torch.optim.AdamW(self.parameters(), lr=self.lr, weight_decay=self.weight_decay, fused=fused)
+        parameters: Any = self.trained_parameters()
+        if self.weight_decay:
+            others = [parameter for parameter in parameters if parameter is not self.pre_bias]
+            parameters = [{"params": [self.pre_bias], "weight_decay": 0.0}, {"params": others}]
+        return torch.optim.AdamW(parameters, lr=self.lr, weight_decay=self.weight_decay, fused=fused)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Read checkpoints from when the pre-bias decayed like the other weights, in one group with them."""
+        super().on_load_checkpoint(checkpoint)
+        own = getattr(self.configure_optimizers, "__func__", None) is DictionaryAutoencoder.configure_optimizers
+        for state in checkpoint.get("optimizer_states", ()) if own and self.weight_decay else ():
+            if len(state["param_groups"]) == 1:
+                group = state["param_groups"][0]
+                first, *others = group["params"]
+                state["param_groups"] = [
+                    {**group, "params": [first], "weight_decay": 0.0},
+                    {**group, "params": others},
+                ]
 
     # -- export -----------------------------------------------------------------------------------------------
 

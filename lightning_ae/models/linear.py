@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_ae.checks import check_flag
 from lightning_ae.losses import ReconstructionLoss
 from lightning_ae.models.base import Autoencoder, check_loss
 from lightning_ae.networks import LinearDecoder, LinearEncoder
@@ -57,7 +58,7 @@ class LinearAutoencoder(Autoencoder):
         loss = check_loss(loss)
         encoder = LinearEncoder(in_shape, latent_dim, bias)
         out_shape = loss.params_shape(check_shape(in_shape))
-        decoder = LinearDecoder(latent_dim, out_shape, bias, tied_to=encoder if tied else None)
+        decoder = LinearDecoder(latent_dim, out_shape, bias, tied_to=encoder if check_flag("tied", tied) else None)
         super().__init__(encoder, decoder, loss, **kwargs)
 
     def components(self) -> Tensor:

@@ -10,6 +10,13 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 from lightning_ae.boxes import AutoencoderOutput
+from lightning_ae.checks import (
+    check_flag,
+    check_floating,
+    check_non_negative,
+    check_sequence,
+    describe_type,
+)
 from lightning_ae.losses import ReconstructionLoss
 from lightning_ae.losses.base import full_precision
 from lightning_ae.metrics.scales import ScaleError
@@ -150,6 +157,8 @@ class MultiScaleAutoencoder(KeepsAttributes, Autoencoder):
         >>> coarse, full = model.stages(torch.ones(2, 1, 8, 8))
     """
 
+    takes_mask = False
+
     kept = ("level_weights", "gain_ridge", "detail")
     decoder: ScaleDecoder
 
@@ -166,16 +175,17 @@ class MultiScaleAutoencoder(KeepsAttributes, Autoencoder):
         **kwargs: Any,
     ) -> None:
         if not isinstance(scales, Scales):
-            raise TypeError(f"scales: expected a Scales, such as BlockMean, got a {type(scales).__name__}.")
+            raise TypeError(f"scales: expected a Scales, such as BlockMean, got {describe_type(scales)}.")
         count = scales.num_scales
         if not isinstance(decoders, Sequence) or not all(isinstance(decoder, nn.Module) for decoder in decoders):
-            raise TypeError(f"decoders: expected a list of modules, got a {type(decoders).__name__}.")
+            raise TypeError(f"decoders: expected a list of modules, got {describe_type(decoders)}.")
         if len(decoders) != count:
             raise ValueError(f"decoders: expected one for each of {count} scales, got {len(decoders)}.")
         if level_weights is None:
             level_weights = [0.0] * (count - 1) + [1.0]
         weights = check_weights("level_weights", level_weights, count, "scale")
         charges = _one_for_each("gain_ridge", gain_ridge, count)
+        learn_gains = check_flag("learn_gains", learn_gains)
         if any(charges) and not learn_gains:
             raise ValueError(f"gain_ridge: expected 0 for gains that are not learned, got {gain_ridge}.")
         super().__init__(encoder, ScaleDecoder(decoders, scales, learn_gains), loss, **kwargs)
@@ -208,9 +218,7 @@ class MultiScaleAutoencoder(KeepsAttributes, Autoencoder):
 
     @detail.setter
     def detail(self, value: float) -> None:
-        if not value >= 0:
-            raise ValueError(f"detail: expected a number of scales >= 0, got {value}.")
-        self.decoder.detail = float(value)
+        self.decoder.detail = float(check_non_negative("detail", value))
 
     def forward(self, x: Tensor) -> MultiScaleOutput:  # type: ignore[override]
         """Latent, pre-activations, the code's charges, and the parts, without corruption."""
@@ -293,10 +301,17 @@ def optimal_gains(
         >>> optimal_gains(BlockMean(2).parts(x), x, [1.0, 1.0], [4.0, 8.0])
         tensor([0.5000, 0.5000], dtype=torch.float64)
     """
+    parts = check_sequence("parts", parts, "tensors")
+    check_floating("x", x, least_dims=2)
+    for part in parts:
+        check_floating("parts", part)
     count = len(parts)
     shapes = [tuple(part.shape) for part in parts]
     if not parts or any(shape != tuple(x.shape) for shape in shapes):
         raise ValueError(f"parts: expected tensors of the shape {tuple(x.shape)} of x, got {shapes}.")
+    for name, tensors in (("x", [x]), ("parts", parts)):
+        if not all(tensor.isfinite().all() for tensor in tensors):
+            raise ValueError(f"{name}: expected finite numbers, got some that are NaN or infinite.")
     weights = torch.tensor(check_weights("level_weights", level_weights, count, "scale"), dtype=torch.float64)
     rho = torch.tensor(_one_for_each("gain_ridge", gain_ridge, count), dtype=torch.float64)
     rows = torch.stack([part.detach().flatten() for part in parts]).cpu().double()

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_ae.checks import check_tensor, check_type, describe_type
 from lightning_ae.codes.quantized import QuantizedCode, VectorQuantizerCode
 from lightning_ae.losses import ReconstructionLoss
 from lightning_ae.models.base import Autoencoder
@@ -63,12 +64,15 @@ class VectorQuantizedAutoencoder(Autoencoder):
         **kwargs: Any,
     ) -> None:
         if code is None:
+            check_type("decoder", decoder, nn.Module)
             shape = getattr(decoder, "latent_shape", None)
             if shape is None:
-                raise ValueError(f"code: expected one, as {type(decoder).__name__} has no latent_shape; got None.")
+                raise ValueError(
+                    f"code: expected one, as the decoder, a {type(decoder).__name__}, has no latent_shape; got None."
+                )
             code = VectorQuantizerCode(512, shape[0])
         if not isinstance(code, QuantizedCode):
-            raise TypeError(f"code: expected a VectorQuantizerCode or its like, got a {type(code).__name__}.")
+            raise TypeError(f"code: expected a VectorQuantizerCode or its like, got {describe_type(code)}.")
         super().__init__(encoder, decoder, loss, code=code, **kwargs)
 
     @torch.no_grad()
@@ -82,6 +86,7 @@ class VectorQuantizedAutoencoder(Autoencoder):
         Raises:
             ValueError: for numbers that are no codes; the host waits for the device to see that.
         """
+        check_tensor("indices", indices)
         if not bool(((indices >= 0) & (indices < self.code.num_codes)).all()):
             raise ValueError(
                 f"indices: expected numbers from 0 to {self.code.num_codes - 1}, got some from {int(indices.min())} to "
@@ -92,11 +97,12 @@ class VectorQuantizedAutoencoder(Autoencoder):
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """As in :class:`Autoencoder`, and the ``indices``."""
-        x = self.get_input(batch)
+        x, mask = self.observed(batch)
         h = self.encoder(self.corruption(x))
         z = self.code.encode(h)
         params = self.decoder(z)
-        prediction, score = self.loss.prediction(params, x), self.loss(params, x)
+        score = self.loss(params, x) if mask is None else self.loss(params, x, mask)
+        prediction = self.loss.prediction(params, x)
         return {"z": z, "reconstruction": prediction, "score": score, "indices": self.code.indices(h)}
 
     def bits_per_example(self) -> float:

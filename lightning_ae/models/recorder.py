@@ -20,7 +20,11 @@ from torchmetrics import MetricCollection
 from lightning_ae.boxes import AutoencoderLike
 from lightning_ae.codes.identity import Code
 from lightning_ae.codes.ranks import Ranks
-from lightning_ae.losses.base import full_precision
+from lightning_ae.losses.base import ReconstructionLoss, full_precision
+from lightning_ae.metrics.masked import masked_metrics
+from lightning_ae.models.batches import warn_of_unused_mask
+from lightning_ae.models.impossible import impossible
+from lightning_ae.models.resuming import random_state, set_random_state, settle_epoch
 from lightning_ae.models.running import RunningMeans
 from lightning_ae.models.sharding import shards_parameters
 
@@ -29,25 +33,32 @@ class Recorded(AutoencoderLike, Protocol):
     """A model that also says what to check and what to measure of a batch: an Autoencoder."""
 
     @property
+    def loss(self) -> ReconstructionLoss:
+        """Scores pre-activations against ``x``."""
+
+    @property
     def penalties(self) -> nn.ModuleDict:
         """By the name under which they are logged."""
 
     def check_input(self, x: Tensor) -> None:
         """Raise an error for data that the model is not made for."""
 
+    def observed(self, batch: Any) -> tuple[Tensor, Tensor | None]:
+        """``x``, and a mask of what is there."""
+
     def configure_metrics(self, x: Tensor) -> MetricCollection:
         """Metrics for data like the first batch."""
 
 
 class Recorder(L.Callback):
-    """Checks the first batch of each stage, logs terms and metrics, and keeps the random state for a resumed run.
+    """Checks first batches, logs terms and metrics, and keeps the random state for a resumed run.
 
     ``train/<term>`` is the mean over the examples since the last log step, ``train/<term>_epoch`` that over the epoch;
     ``val/`` and ``test/`` hold the means over the set and the model's metrics.
     """
 
     def __init__(self) -> None:
-        self._checked: set[str] = set()
+        self._checked: set[tuple[str, int]] = set()
         self._warned = False
         self._train_means = RunningMeans()
         self._eval_means: dict[int, RunningMeans] = {}
@@ -56,12 +67,13 @@ class Recorder(L.Callback):
         self._before_validation: dict[str, Tensor] | None = None
         self._codes: list[Code] = []
 
-    def _check(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any) -> None:
-        stage = str(trainer.state.stage)
+    def _check(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, loader: int = 0) -> None:
+        stage = (str(trainer.state.stage), loader)
         if stage not in self._checked:
             self._checked.add(stage)
             model = _recorded(pl_module)
-            model.check_input(model.get_input(batch))
+            warn_of_unused_mask(batch, model.observed(batch))
+            model.check_input(model.observed(batch)[0])
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Look at the data again in each run."""
@@ -73,6 +85,12 @@ class Recorder(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Go on with the random numbers of the interrupted run; with several ranks, give each its own."""
         self._manage_codes(pl_module, True)
+        loaders, reads = trainer.train_dataloader, type(pl_module).get_input  # type: ignore[attr-defined]
+        if isinstance(loaders, (list, tuple)) and len(loaders) > 1 and reads.__module__.startswith(f"{__package__}."):
+            rank_zero_warn(
+                f"A list of {len(loaders)} loaders: of their batches {type(pl_module).__name__} is trained on the "
+                "first alone. Concatenate the data, or override get_input."
+            )
         for penalty in _recorded(pl_module).penalties.values():
             penalty.on_train_start(pl_module)  # type: ignore[operator]
         shard = trainer.distributed_sampler_kwargs
@@ -81,7 +99,7 @@ class Recorder(L.Callback):
             mixed = np.random.SeedSequence([torch.initial_seed() % 2**63, shard["rank"], trainer.global_step])
             torch.manual_seed(int(mixed.generate_state(1)[0]))
         elif self._random_state is not None:
-            _set_random_state(self._random_state, pl_module.device)
+            set_random_state(self._random_state, pl_module.device)
         self._random_state = None
 
     def on_train_batch_start(
@@ -97,7 +115,7 @@ class Recorder(L.Callback):
     ) -> None:
         """Let codes see to their state after a step; add the batch to the means; on log steps, log them."""
         # here, as a DataLoader draws a number when validation begins, before the first hook
-        self._before_validation = _random_state(pl_module.device)
+        self._before_validation = random_state(pl_module.device)
         if self._codes and has_stepped(trainer):
             ranks = _TrainerRanks(trainer)
             for code in self._codes:
@@ -107,25 +125,25 @@ class Recorder(L.Callback):
         self._train_means.update(outputs["terms"], _recorded(pl_module).get_input(batch).shape[0])
         if is_log_step(trainer):
             means = self._train_means.recent(_sum_over_ranks(trainer))
-            self._warn_if_not_finite(means, trainer)
+            self._warn_if_impossible(means, trainer, pl_module)
             _log(pl_module, {f"train/{name}": value for name, value in means.items()}, "train/loss", on_epoch=False)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log the epoch's means."""
         means = self._train_means.total(_sum_over_ranks(trainer))
-        self._warn_if_not_finite(means, trainer)
+        self._warn_if_impossible(means, trainer, pl_module)
         values = {f"train/{name}_epoch": value for name, value in means.items()}
         _log(pl_module, values, "train/loss_epoch", on_epoch=True)
 
-    def _warn_if_not_finite(self, means: Mapping[str, Tensor], trainer: L.Trainer) -> None:
-        # reads from the device, where the logger is about to
-        bad = [name for name, value in means.items() if not bool(value.isfinite())]
-        if bad and not self._warned:
-            self._warned = True
-            rank_zero_warn(
-                f"train/{bad[0]} is not finite at step {trainer.global_step}: look for NaN in the data after the first "
-                "batch, or lower the learning rate."
-            )
+    def _warn_if_impossible(
+        self, means: Mapping[str, Tensor], trainer: L.Trainer, model: L.LightningModule, stage: str = "train"
+    ) -> None:
+        if not self._warned:
+            # reads from the device, where the logger is about to
+            said = impossible({name: float(value) for name, value in means.items()}, _recorded(model).loss.lower_bound)
+            if said:
+                self._warned = True
+                rank_zero_warn(f"{stage}/{said} at step {trainer.global_step}.")
 
     def _manage_codes(self, model: L.LightningModule, managed: bool) -> None:
         codes = [module for module in model.modules() if isinstance(module, Code)]
@@ -152,19 +170,23 @@ class Recorder(L.Callback):
         if not isinstance(outputs, Mapping) or "terms" not in outputs:
             return
         model = _recorded(pl_module)
-        x = model.get_input(batch)
+        x, mask = model.observed(batch)
         if loader not in self._eval_means:
             self._eval_means[loader] = RunningMeans()
-            self._eval_metrics[loader] = model.configure_metrics(x).to(pl_module.device)
+            chosen = model.configure_metrics(x) if mask is None else masked_metrics()
+            self._eval_metrics[loader] = chosen.to(pl_module.device)
         self._eval_means[loader].update(outputs["terms"], x.shape[0])
         prediction = model.loss.prediction(outputs["output"].params, x)
         # torchmetrics takes views: channels_last or transposed data have none
-        self._eval_metrics[loader].update(full_precision(prediction).contiguous(), full_precision(x).contiguous())
+        compared = full_precision(prediction).contiguous(), full_precision(x).contiguous()
+        self._eval_metrics[loader].update(*compared, **({} if mask is None else {"mask": mask}))
 
     def _finish(self, trainer: L.Trainer, model: L.LightningModule, stage: str) -> None:
         for loader, means in self._eval_means.items():
             suffix = f"/dataloader_idx_{loader}" if len(self._eval_means) > 1 else ""
-            values = {**means.total(_sum_over_ranks(trainer)), **self._eval_metrics[loader].compute()}
+            found = means.total(_sum_over_ranks(trainer))
+            self._warn_if_impossible(found, trainer, model, stage)
+            values = {**found, **self._eval_metrics[loader].compute()}
             named = {f"{stage}/{name}{suffix}": value for name, value in values.items()}
             _log(model, named, f"{stage}/loss{suffix}", on_epoch=True)
 
@@ -176,7 +198,7 @@ class Recorder(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Check the first batch."""
-        self._check(trainer, pl_module, batch)
+        self._check(trainer, pl_module, batch, dataloader_idx)
 
     def on_validation_batch_end(
         self,
@@ -193,7 +215,7 @@ class Recorder(L.Callback):
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Give back the random state, so that validation changes nothing in training; log means and metrics."""
         if trainer.state.fn == TrainerFn.FITTING and self._before_validation is not None:
-            _set_random_state(self._before_validation, pl_module.device)
+            set_random_state(self._before_validation, pl_module.device)
         self._finish(trainer, pl_module, "val")
 
     def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -204,7 +226,7 @@ class Recorder(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Check the first batch."""
-        self._check(trainer, pl_module, batch)
+        self._check(trainer, pl_module, batch, dataloader_idx)
 
     def on_test_batch_end(
         self,
@@ -226,7 +248,7 @@ class Recorder(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Check the first batch."""
-        self._check(trainer, pl_module, batch)
+        self._check(trainer, pl_module, batch, dataloader_idx)
 
     # -- resuming ---------------------------------------------------------------------------------------------
 
@@ -236,10 +258,10 @@ class Recorder(L.Callback):
         On one device only: the file is written by one rank, and what the others have is not in it. Where
         in its epoch the run is, is written down so that Lightning goes on there whatever ended it.
         """
-        _settle_epoch(checkpoint)
+        settle_epoch(checkpoint)
         if trainer.world_size == 1:
             checkpoint["lightning_ae"] = {
-                "random_state": _random_state(pl_module.device),
+                "random_state": random_state(pl_module.device),
                 "train_means": self._train_means.state_dict(),
             }
 
@@ -297,37 +319,5 @@ def _log(model: L.LightningModule, values: Mapping[str, Tensor], loss: str, *, o
         model.log(loss, values[loss], prog_bar=True, **options)
 
 
-def _settle_epoch(checkpoint: dict[str, Any]) -> None:
-    # Lightning 2.6 counts an epoch as done when the fit ends in it, and begins the next one with what was left of it;
-    # and with max_steps it takes an epoch that is done for one whose last batch was just handed out, and skips one
-    loop = checkpoint.get("loops", {}).get("fit_loop", {})
-    epochs, batches = loop.get("epoch_progress"), loop.get("epoch_loop.batch_progress")
-    if not epochs or not batches or batches["current"]["ready"] == 0:
-        return
-    counts, done = epochs["current"], batches["current"]
-    if not batches["is_last_batch"]:
-        if counts["completed"] == counts["ready"] > 0:
-            for kind in ("total", "current"):
-                for stage in ("processed", "completed"):
-                    epochs[kind][stage] -= 1
-            checkpoint["epoch"] -= 1
-    elif counts["processed"] == counts["started"] and done["completed"] == done["processed"]:
-        done.update(dict.fromkeys(done, 0))
-        batches["is_last_batch"] = False
-        for kind in ("total", "current"):
-            epochs[kind]["completed"] = epochs[kind]["processed"]
-
-
 def _sum_over_ranks(trainer: L.Trainer) -> Any:
     return lambda tensor: trainer.strategy.reduce(tensor, reduce_op="sum")
-
-
-def _random_state(device: torch.device) -> dict[str, Tensor]:
-    state = {"cpu": torch.get_rng_state()}
-    return {**state, "cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else state
-
-
-def _set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
-    torch.set_rng_state(state["cpu"].cpu())
-    if "cuda" in state and device.type == "cuda":
-        torch.cuda.set_rng_state(state["cuda"].cpu(), device)

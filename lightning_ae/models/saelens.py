@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_ae.checks import check_type
 from lightning_ae.codes import BatchTopKCode, Code, GatedCode, JumpReLUCode, L1Code, TopKCode
+from lightning_ae.files import read_json
 from lightning_ae.models.dictionary import DictionaryAutoencoder
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
@@ -63,8 +65,8 @@ def save_saelens(model: DictionaryAutoencoder, path: str | Path, *, metadata: Ma
         >>> torch.allclose(again.reconstruct(x), model.reconstruct(x), atol=1e-6)
         True
     """
-    if not isinstance(model, DictionaryAutoencoder):
-        raise TypeError(f"model: expected a DictionaryAutoencoder, got a {type(model).__name__}.")
+    check_type("model", model, DictionaryAutoencoder)
+    check_type("metadata", metadata, Mapping, None)
     from safetensors.torch import save_file
 
     scale, atoms, bias = model.input_scale, model.decoder.atoms, model.encoder.bias
@@ -142,18 +144,24 @@ def load_saelens(path: str | Path) -> DictionaryAutoencoder:
         ...     load_saelens(folder).code
         TopKCode()
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     folder = Path(path)
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).exists():
             raise FileNotFoundError(f"path: expected {CONFIG} and {WEIGHTS}, found no {folder / name}")
-    config: dict[str, Any] = json.loads((folder / CONFIG).read_text())
+    config = read_json(folder / CONFIG, "a configuration of SAELens")
     if (normalize := config.get("normalize_activations", "none")) != "none":
         raise ValueError(
             f"path: expected normalize_activations 'none' in {folder / CONFIG}, got {normalize!r}: fold it"
         )
-    weights = {name: tensor.float() for name, tensor in load_file(folder / WEIGHTS).items()}
+    try:
+        weights = {name: tensor.float() for name, tensor in load_file(folder / WEIGHTS).items()}
+    except SafetensorError as error:
+        raise ValueError(f"path: {folder / WEIGHTS} is not a file of weights: {error}") from error
+    if fault := _fault(config, weights):
+        raise ValueError(f"path: {fault} in {folder}, which SAELens did not write so.")
     encoder, atoms, pre_bias = weights["W_enc"].t(), weights["W_dec"], weights["b_dec"]
     norms = torch.linalg.vector_norm(atoms, dim=1)
     if config.get("rescale_acts_by_decoder_norm"):
@@ -182,6 +190,24 @@ def load_saelens(path: str | Path) -> DictionaryAutoencoder:
     model.pre_bias.copy_(pre_bias)
     model.norm_batches.fill_(1)  # training on starts from this pre-bias and not from the data's mean
     return model
+
+
+def _fault(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> str | None:
+    """What is missing or does not fit among settings and weights of a known architecture."""
+    dictionary = weights.get("W_dec")
+    if dictionary is None or dictionary.ndim != 2:
+        return "there is no matrix W_dec"
+    n, d = dictionary.shape
+    architecture = config.get("architecture")
+    own = _WEIGHTS.get(architecture, ()) if isinstance(architecture, str) else ()
+    for name, shape in {"W_enc": (d, n), "b_dec": (d,), **dict.fromkeys(own, (n,))}.items():
+        if name not in weights or tuple(weights[name].shape) != shape:
+            got = f"is {tuple(weights[name].shape)}" if name in weights else "is missing"
+            return f"{name} {got}, expected {shape} for W_dec {(n, d)}"
+    k = config.get("k")
+    if architecture == "topk" and "k" in config and (type(k) is not int or not 0 < k <= n):
+        return f"k is {k!r}, expected a whole number from 1 to {n}"
+    return None
 
 
 def _to_code(config: Mapping[str, Any], weights: Mapping[str, Tensor], norms: Tensor) -> tuple[Code, Tensor]:

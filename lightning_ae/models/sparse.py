@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from lightning_ae.checks import check_flag
 from lightning_ae.codes import Code, L1Code
 from lightning_ae.losses import ReconstructionLoss
 from lightning_ae.models.base import Autoencoder
@@ -62,8 +63,8 @@ class SparseAutoencoder(Autoencoder):
         **kwargs: Any,
     ) -> None:
         super().__init__(encoder, decoder, loss, code=L1Code(0.1) if code is None else code, **kwargs)
-        self.unit_norm = unit_norm
-        if unit_norm and not isinstance(decoder, LinearDecoder):
+        self.unit_norm = check_flag("unit_norm", unit_norm)
+        if self.unit_norm and not isinstance(decoder, LinearDecoder):
             raise ValueError(
                 f"unit_norm: expected a LinearDecoder, whose columns are atoms, got {type(decoder).__name__}."
             )

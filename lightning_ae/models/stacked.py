@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ae.boxes import AutoencoderOutput
+from lightning_ae.checks import check_floating, describe_type
 from lightning_ae.codes import Code
 from lightning_ae.losses import ReconstructionLoss
 from lightning_ae.models.base import Autoencoder
@@ -80,6 +81,8 @@ class StackedAutoencoder(KeepsAttributes, Autoencoder):
         >>> list(model.terms(x, model(x)))
         ['reconstruction', 'level_0', 'level_1']
     """
+
+    takes_mask = False
 
     kept = ("level_weights", "training_level")
     decoder: StackedDecoder
@@ -150,6 +153,7 @@ class StackedAutoencoder(KeepsAttributes, Autoencoder):
 
     def forward(self, x: Tensor) -> AutoencoderOutput:
         """The last level's latent, pre-activations of ``x``, and the levels' terms, corrupted as in a step."""
+        check_floating("x", x)
         trained = self._trained()
         depth = len(self.levels) if trained is None else trained + 1
         z, params, kept = x, x, {}
@@ -280,12 +284,12 @@ def _without_randomness(level: Autoencoder, x: Tensor, output: AutoencoderOutput
 
 def _check_levels(levels: Sequence[Autoencoder]) -> list[Autoencoder]:
     if not isinstance(levels, Sequence):
-        raise TypeError(f"levels: expected a sequence of Autoencoders, got a {type(levels).__name__}.")
+        raise TypeError(f"levels: expected a sequence of Autoencoders, got {describe_type(levels)}.")
     if not levels:
         raise ValueError("levels: expected at least one Autoencoder, got none.")
     for k, level in enumerate(levels):
         if not isinstance(level, Autoencoder):
-            raise TypeError(f"levels[{k}]: expected an Autoencoder, got a {type(level).__name__}.")
+            raise TypeError(f"levels[{k}]: expected an Autoencoder, got {describe_type(level)}.")
         if type(level).configure_callbacks is not Autoencoder.configure_callbacks:
             raise TypeError(
                 f"levels[{k}]: expected an Autoencoder without callbacks of its own, which a level does not get; got "

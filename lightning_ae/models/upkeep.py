@@ -14,14 +14,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lightning_ae.boxes import AutoencoderOutput
+from lightning_ae.checks import check_flag, check_whole
 from lightning_ae.codes import SelectingCode, SparseCode
 from lightning_ae.losses import ReconstructionLoss
 from lightning_ae.models.base import Autoencoder
+from lightning_ae.models.preview import first_rows
 from lightning_ae.models.sharding import shards_parameters
+from lightning_ae.models.spread import Spread
 from lightning_ae.networks import DictionaryDecoder, DictionaryEncoder
 
-#: Training batches on which the scale of the data is estimated.
-SCALE_BATCHES = 10
+#: Training rows, of all processes, on which mean and scale of the data are estimated before the first step.
+SCALE_ROWS = 16_384
+#: Optimizer steps in which they are refined instead where the data cannot be looked at before.
+SCALE_STEPS = 10
 #: Training batches between two looks at which latents are dead; each waits for the device once.
 LOOK_EVERY = 50
 
@@ -61,13 +66,10 @@ class UpkeptAutoencoder(Autoencoder, ABC):
         **kwargs: Any,
     ) -> None:
         super().__init__(encoder, decoder, loss, **kwargs)
-        for name, value, least in (("dead_after", dead_after, 1), ("resample_every", resample_every, 0)):
-            if not isinstance(value, int) or value < least:
-                raise ValueError(f"{name}: expected a whole number of at least {least}, got {value!r}.")
-        self.unit_norm = unit_norm
-        self.normalize = normalize
-        self.dead_after = dead_after
-        self.resample_every = resample_every
+        self.unit_norm = check_flag("unit_norm", unit_norm)
+        self.normalize = check_flag("normalize", normalize)
+        self.dead_after = check_whole("dead_after", dead_after)
+        self.resample_every = check_whole("resample_every", resample_every, least=0)
         num_latents, in_features = encoder.weight.shape
         self.pre_bias = nn.Parameter(torch.zeros(in_features))
         self.register_buffer("input_scale", torch.tensor(1.0))
@@ -79,7 +81,10 @@ class UpkeptAutoencoder(Autoencoder, ABC):
         self._ddp_params_and_buffers_to_ignore = ["since_fired", "dead"]
         # known before a step is compiled: how many there are is a shape in its graph
         self._dead: Tensor | None = torch.zeros(0, dtype=torch.int64)
-        self.register_load_state_dict_post_hook(lambda module, _: module._forget_dead())  # type: ignore[no-untyped-call]
+        # of what was observed since the weights were made or loaded
+        self._spread: Spread | None = None
+        self._known: Tensor = torch.tensor(False)
+        self.register_load_state_dict_post_hook(lambda module, _: module._forget())  # type: ignore[no-untyped-call]
 
     @abstractmethod
     def forward(self, x: Tensor) -> AutoencoderOutput:
@@ -92,20 +97,40 @@ class UpkeptAutoencoder(Autoencoder, ABC):
 
     @torch.no_grad()
     def observe(self, x: Tensor, reduce: Any = None) -> None:
-        r"""Refine :math:`s` with a batch; the first one also sets the pre-bias, to its mean.
+        r"""Estimate the data's mean :math:`m` and :math:`s`, so that :math:`\mathbb E\|s(x - m)\| = \sqrt d`.
+
+        The pre-bias starts at :math:`sm`. Each further batch refines both, and with them the pre-bias, whatever
+        training has made of it: :math:`b/s` moves by as much as :math:`m`. Rows that are not finite are left out. What
+        comes with a checkpoint is known and stays.
 
         Args:
             x: ``(B, d)``.
             reduce: averages a tensor over the ranks.
+
+        Raises:
+            ValueError: if ``x`` has another shape.
         """
-        seen = torch.cat([torch.linalg.vector_norm(x.float(), dim=1).mean()[None], x.float().mean(0)])
-        seen = seen if reduce is None else reduce(seen)
-        self.norm_sum.add_(seen[0])
-        self.norm_batches.add_(1)
+        if x.ndim != 2 or x.shape[1] != len(self.pre_bias):
+            raise ValueError(f"x: expected a batch (B, {len(self.pre_bias)}), got {tuple(x.shape)}.")
+        if self._spread is None:
+            self._known = self.norm_batches > 0
+        before, self._spread = self._spread, Spread.of(x, self._spread, reduce)
+        scale = torch.ones_like(self._spread.distance)
         if self.normalize:
-            scale = math.sqrt(x.shape[1]) * self.norm_batches / self.norm_sum
-            self.input_scale.copy_(torch.where(scale.isfinite(), scale, 1.0))
-        self.pre_bias.copy_(torch.where(self.norm_batches == 1, seen[1:] * self.input_scale, self.pre_bias))
+            scale = math.sqrt(x.shape[1]) / self._spread.distance
+            scale = torch.where(scale.isfinite(), scale, 1.0)
+        centre = self._spread.mean
+        if before is not None:
+            centre = self.pre_bias / self.input_scale + centre - before.mean
+        batches = self.norm_batches + 1
+        estimates = (
+            (self.norm_batches, batches),
+            (self.norm_sum, self._spread.distance * batches),
+            (self.pre_bias, centre * scale),
+            (self.input_scale, scale),
+        )
+        for tensor, value in estimates:
+            tensor.copy_(torch.where(self._known, tensor, value.to(tensor.dtype)))
 
     @torch.no_grad()
     def project_gradient(self) -> None:
@@ -144,6 +169,9 @@ class UpkeptAutoencoder(Autoencoder, ABC):
 
     def _forget_dead(self) -> None:
         self._dead = None
+
+    def _forget(self) -> None:
+        self._dead = self._spread = None
 
     def dead_latents(self) -> Tensor:
         """Indices, int64, of the latents that were dead when :meth:`find_dead` last looked."""
@@ -215,25 +243,32 @@ class DictionaryUpkeep(L.Callback):
     """
 
     def __init__(self) -> None:
-        self._scaled = 0
+        self._refinements = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: UpkeptAutoencoder) -> None:  # type: ignore[override]
-        """Refuse what cannot work; see what is known already."""
+        """Refuse what cannot work; estimate mean and scale of the data, unless they are known already."""
         if shards_parameters(trainer):
             raise ValueError(
                 "DictionaryAutoencoder: expected a strategy with whole weights on each device (one device, DDP), got "
                 f"{type(trainer.strategy).__name__}, which shards them."
             )
-        self._scaled = int(pl_module.norm_batches)
+        self._refinements = 0
+        if int(pl_module.norm_batches):
+            return
+        rows = first_rows(trainer, pl_module, -(-SCALE_ROWS // trainer.world_size))
+        if rows is None:
+            self._refinements = SCALE_STEPS * trainer.accumulate_grad_batches
+        else:
+            pl_module.observe(rows, _mean(trainer))
 
     def on_train_batch_start(  # type: ignore[override]
         self, trainer: L.Trainer, pl_module: UpkeptAutoencoder, batch: Any, batch_idx: int
     ) -> None:
-        """Estimate the scale, on the first batches; know the dead before a step that may be compiled."""
+        """Know the dead before a step that may be compiled; refine mean and scale of data seen only once."""
         pl_module.dead_latents()
-        if self._scaled < SCALE_BATCHES:
-            self._scaled += 1
-            pl_module.observe(pl_module.get_input(batch), lambda t: trainer.strategy.reduce(t, reduce_op="mean"))
+        if self._refinements:
+            self._refinements -= 1
+            pl_module.observe(pl_module.get_input(batch), _mean(trainer))
 
     def on_before_optimizer_step(  # type: ignore[override]
         self, trainer: L.Trainer, pl_module: UpkeptAutoencoder, optimizer: torch.optim.Optimizer
@@ -267,6 +302,10 @@ class DictionaryUpkeep(L.Callback):
         reduce = _smallest(trainer)
         if reduce is not None and trainer.state.fn == TrainerFn.FITTING:  # also of a validation in between
             pl_module.since_fired.copy_(reduce(pl_module.since_fired))
+
+
+def _mean(trainer: L.Trainer) -> Any:
+    return lambda tensor: trainer.strategy.reduce(tensor, reduce_op="mean")
 
 
 def _smallest(trainer: L.Trainer) -> Any:

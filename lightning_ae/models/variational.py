@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, distributions, nn
 
+from lightning_ae.checks import check_finite, check_flag, check_floating, check_sequence, check_type, check_whole
 from lightning_ae.codes.gaussian import GaussianCode
 from lightning_ae.losses import GaussianNLL, Likelihood, ReconstructionLoss
 from lightning_ae.models.base import Autoencoder
-from lightning_ae.networks.shapes import check_size
+from lightning_ae.networks.shapes import check_shape
 
 
 class VariationalAutoencoder(Autoencoder):
@@ -70,8 +71,7 @@ class VariationalAutoencoder(Autoencoder):
         code: GaussianCode | None = None,
         **kwargs: Any,
     ) -> None:
-        if not isinstance(code, GaussianCode | None):
-            raise TypeError(f"code: expected a GaussianCode, got a {type(code).__name__}.")
+        check_type("code", code, GaussianCode, None)
         loss = GaussianNLL(learn_scale=True) if loss is None else loss
         super().__init__(encoder, decoder, loss, code=GaussianCode() if code is None else code, **kwargs)
 
@@ -101,14 +101,15 @@ class VariationalAutoencoder(Autoencoder):
             TypeError: if ``x`` is to be drawn and the loss is no :class:`Likelihood`.
             ValueError: if ``n`` is not positive, or the latent's shape is not known.
         """
-        shape = self._latent_shape() if latent_shape is None else latent_shape
+        shape = self._latent_shape() if latent_shape is None else check_shape(latent_shape, "latent_shape")
+        draw = check_flag("draw", draw)
         if shape is None:
             raise ValueError(
                 f"latent_shape: expected the shape of one latent, as {type(self.decoder).__name__} does not tell it; "
                 "got None."
             )
         give = self._likelihood("sample(draw=True)").sample if draw else self.loss.mean
-        return give(self.decoder(self.code.sample_prior(check_size(n, "n"), shape, next(self.parameters()))))
+        return give(self.decoder(self.code.sample_prior(check_whole("n", n), shape, next(self.parameters()))))
 
     @torch.no_grad()
     def interpolate(self, x: Tensor, y: Tensor, steps: int = 8) -> Tensor:
@@ -125,9 +126,13 @@ class VariationalAutoencoder(Autoencoder):
         Raises:
             ValueError: if the shapes differ, or there are fewer than two steps.
         """
+        check_floating("x", x)
+        check_floating("y", y)
+        if x.dtype != y.dtype:
+            raise TypeError(f"y: expected {x.dtype} as x is, got {y.dtype}.")
         if x.shape != y.shape:
             raise ValueError(f"y: expected the shape of x, {tuple(x.shape)}, got {tuple(y.shape)}.")
-        if check_size(steps, "steps") < 2:
+        if check_whole("steps", steps) < 2:
             raise ValueError(f"steps: expected at least 2, the ends, got {steps}.")
         start, end = self.encode(x), self.encode(y)
         way = torch.linspace(0, 1, steps, device=start.device, dtype=start.dtype).view(-1, *[1] * (start.ndim - 1))
@@ -151,8 +156,9 @@ class VariationalAutoencoder(Autoencoder):
         z = self.encode(x)
         if isinstance(dim, bool) or not hasattr(dim, "__index__") or not -z.shape[1] <= dim < z.shape[1]:
             raise ValueError(f"dim: expected a latent from 0 to {z.shape[1] - 1}, got {dim!r}.")
-        grid = torch.as_tensor(values, device=z.device, dtype=z.dtype)
-        if grid.ndim != 1 or not len(grid) or not grid.isfinite().all():
+        given = [check_finite("values", value) for value in check_sequence("values", values)]
+        grid = torch.tensor(given, device=z.device, dtype=z.dtype)
+        if not len(grid):
             raise ValueError(f"values: expected a sequence of finite numbers, got {values}.")
         each = z.unsqueeze(1).repeat(1, len(grid), *[1] * (z.ndim - 1))
         each[:, :, dim] = grid.view(-1, *[1] * (z.ndim - 2))
@@ -186,7 +192,8 @@ class VariationalAutoencoder(Autoencoder):
         Source: Burda et al. 2016, https://arxiv.org/abs/1509.00519.
         """
         loss = self._likelihood("iwae_bound")
-        count = check_size(num_samples, "num_samples")
+        count = check_whole("num_samples", num_samples)
+        check_floating("x", x, least_dims=2)
         h = self.encoder(x)
         z, ratio = self.code.draw(h, self._noise(h, count))
         repeated = x.expand(count, *x.shape).flatten(0, 1)
@@ -216,7 +223,8 @@ class VariationalAutoencoder(Autoencoder):
         Source: Burda et al. 2016, https://arxiv.org/abs/1509.00519, section 5.
         """
         loss = self._likelihood("log_likelihood")
-        count, chunk_size = check_size(num_samples, "num_samples"), check_size(chunk_size, "chunk_size")
+        count, chunk_size = check_whole("num_samples", num_samples), check_whole("chunk_size", chunk_size)
+        check_floating("x", x, least_dims=2)
         h = torch.cat([self.encoder(rows) for rows in torch.split(x, chunk_size)])
         together = max(1, chunk_size // max(1, len(x)))
         total = torch.full((len(x),), -math.inf, device=x.device)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from numbers import Real
+
+from lightning_ae.checks import check_non_negative
 
 
 def check_weights(name: str, weights: Sequence[float], count: int, part: str) -> list[float]:
@@ -24,9 +24,15 @@ def check_weights(name: str, weights: Sequence[float], count: int, part: str) ->
         >>> check_weights("level_weights", (1, 0.5), 2, "level")
         [1.0, 0.5]
     """
-    if not isinstance(weights, Sequence) or not all(isinstance(weight, Real) for weight in weights):
+    if not isinstance(weights, Sequence):
         raise TypeError(f"{name}: expected {count} numbers, one for each {part}, got {weights!r}.")
-    numbers = [float(weight) for weight in weights]
-    if len(numbers) != count or not all(0 <= weight < math.inf for weight in numbers):
-        raise ValueError(f"{name}: expected {count} finite numbers >= 0, one for each {part}, got {numbers}.")
+    wrong = f"{name}: expected {count} finite numbers >= 0, one for each {part}, got {weights!r}."
+    try:
+        numbers = [float(check_non_negative(name, weight)) for weight in weights]
+    except TypeError as error:
+        raise TypeError(f"{name}: expected {count} numbers, one for each {part}, got {weights!r}.") from error
+    except ValueError as error:
+        raise ValueError(wrong) from error
+    if len(numbers) != count:
+        raise ValueError(wrong)
     return numbers

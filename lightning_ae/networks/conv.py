@@ -8,25 +8,28 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_ae.networks.init import Activation, Norm, initialise, make_activation, make_norm
-from lightning_ae.networks.shapes import check_input, check_shape, check_size
+from lightning_ae.checks import check_finite, check_flag, check_whole
+from lightning_ae.networks.init import Activation, Norm, check_activation, initialise, make_activation, make_norm
+from lightning_ae.networks.shapes import check_input, check_shape, check_sizes
 from lightning_ae.rebuildable import Rebuildable
 
 _CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 
 
-def _check(shape: Sequence[int], channels: Sequence[int], kernel_size: int, name: str) -> tuple[int, ...]:
+def _check(
+    shape: Sequence[int], channels: Sequence[int], kernel_size: int, name: str
+) -> tuple[tuple[int, ...], tuple[int, ...], int]:
     sizes = check_shape(shape, name)
     if len(sizes) not in (2, 3, 4):
         raise ValueError(f"{name}: expected (channels, *spatial) with 1 to 3 spatial dimensions, got {sizes}.")
+    kernel_size = check_whole("kernel_size", kernel_size, least=0)
     if kernel_size < 3 or kernel_size % 2 == 0:
         raise ValueError(f"kernel_size: expected an odd number >= 3, got {kernel_size}.")
+    channels = check_sizes("channels", channels)
     if not channels:
         raise ValueError("channels: expected at least one number, got none.")
-    for size in channels:
-        check_size(size, "channels")
-    return sizes
+    return sizes, channels, kernel_size
 
 
 def _halvings(spatial: tuple[int, ...], times: int) -> list[tuple[int, ...]]:
@@ -77,8 +80,10 @@ class ConvEncoder(Rebuildable, nn.Module):
         spatial: bool = False,
     ) -> None:
         super().__init__()
-        self.in_shape = _check(in_shape, channels, kernel_size, "in_shape")
-        latent_dim = check_size(latent_dim, "latent_dim")
+        self.in_shape, channels, kernel_size = _check(in_shape, channels, kernel_size, "in_shape")
+        latent_dim = check_whole("latent_dim", latent_dim)
+        spatial, bias_init = check_flag("spatial", spatial), check_finite("bias_init", bias_init)
+        check_activation("activation", activation)
         dims = len(self.in_shape) - 1
         layers: list[nn.Module] = []
         for size_in, size_out in zip([self.in_shape[0], *channels[:-1]], channels, strict=True):
@@ -145,8 +150,10 @@ class ConvDecoder(Rebuildable, nn.Module):
         spatial: bool = False,
     ) -> None:
         super().__init__()
-        latent_dim = check_size(latent_dim, "latent_dim")
-        self.out_shape = _check(out_shape, channels, kernel_size, "out_shape")
+        latent_dim = check_whole("latent_dim", latent_dim)
+        self.out_shape, channels, kernel_size = _check(out_shape, channels, kernel_size, "out_shape")
+        spatial, bias_init = check_flag("spatial", spatial), check_finite("bias_init", bias_init)
+        check_activation("activation", activation)
         dims = len(self.out_shape) - 1
         sizes = _halvings(self.out_shape[1:], len(channels))[::-1]
         #: of ``z``, without the batch dimension
@@ -174,6 +181,6 @@ class ConvDecoder(Rebuildable, nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """Decode to pre-activations."""
-        check_input(z, self.latent_shape, self)
+        check_input(z, self.latent_shape, self, "z")
         out: Tensor = self.layers(z)
         return out

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lightning_ae.networks.shapes import check_input, check_size
+from lightning_ae.checks import check_tensor, check_whole
+from lightning_ae.networks.shapes import check_input
 from lightning_ae.rebuildable import Rebuildable
 
 
@@ -35,8 +36,8 @@ class DictionaryEncoder(Rebuildable, nn.Module):
 
     def __init__(self, in_features: int, num_latents: int) -> None:
         super().__init__()
-        self.in_features = check_size(in_features, "in_features")
-        self.num_latents = check_size(num_latents, "num_latents")
+        self.in_features = in_features = check_whole("in_features", in_features)
+        self.num_latents = num_latents = check_whole("num_latents", num_latents)
         #: of ``h``, without the batch dimension
         self.h_shape = (num_latents,)
         self.weight = nn.Parameter(functional.normalize(torch.randn(num_latents, in_features), dim=1))
@@ -76,8 +77,8 @@ class DictionaryDecoder(Rebuildable, nn.Module):
 
     def __init__(self, num_latents: int, in_features: int) -> None:
         super().__init__()
-        self.num_latents = check_size(num_latents, "num_latents")
-        self.in_features = check_size(in_features, "in_features")
+        self.num_latents = num_latents = check_whole("num_latents", num_latents)
+        self.in_features = in_features = check_whole("in_features", in_features)
         #: of ``z``, without the batch dimension
         self.latent_shape = (num_latents,)
         self.atoms = nn.Parameter(functional.normalize(torch.randn(num_latents, in_features), dim=1))
@@ -90,9 +91,11 @@ class DictionaryDecoder(Rebuildable, nn.Module):
     def forward(self, z: Any) -> Tensor:
         """Sum of the atoms, each times its coefficient."""
         if not isinstance(z, Tensor):
+            if not hasattr(z, "decode"):
+                check_tensor("z", z)
             out: Tensor = z.decode(self.atoms)
             return out
-        check_input(z, (self.num_latents,), self)
+        check_input(z, (self.num_latents,), self, "z")
         return functional.linear(z, self.atoms.t())
 
     def extra_repr(self) -> str:

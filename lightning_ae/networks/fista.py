@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_ae.checks import check_flag, check_non_negative, check_tensor, check_whole
+
 
 @torch.no_grad()
 def sparse_encode(
@@ -48,14 +50,17 @@ def sparse_encode(
         >>> sparse_encode(torch.tensor([[2.0, 0.3]]), torch.eye(2), weight=1.0)
         tensor([[1.5000, 0.0000]])
     """
+    check_tensor("x", x)
+    check_tensor("dictionary", dictionary)
     if x.ndim != 2 or dictionary.ndim != 2 or x.shape[1] != dictionary.shape[0]:
         raise ValueError(
             f"dictionary: expected x (B, d) and a dictionary (d, k), got {tuple(x.shape)} and "
             f"{tuple(dictionary.shape)}."
         )
-    for name, value in (("weight", weight), ("tolerance", tolerance), ("max_steps", max_steps)):
-        if not value >= 0:
-            raise ValueError(f"{name}: expected a number >= 0, got {value}.")
+    if not dictionary.isfinite().all():
+        raise ValueError("dictionary: expected finite numbers, got some that are NaN or infinite.")
+    weight, tolerance = check_non_negative("weight", weight), check_non_negative("tolerance", tolerance)
+    max_steps, positive = check_whole("max_steps", max_steps, least=0), check_flag("positive", positive)
     dtype = torch.promote_types(torch.promote_types(x.dtype, dictionary.dtype), torch.float32)
     with torch.autocast(x.device.type, enabled=False):
         return _fista(x.to(dtype), dictionary.to(dtype), weight, positive, max_steps, tolerance)

@@ -9,6 +9,8 @@ from typing import Literal, cast
 import torch
 from torch import nn
 
+from lightning_ae.checks import check_one_of
+
 Activation = Literal["relu", "leaky_relu", "elu", "gelu", "silu", "softplus", "tanh", "sigmoid", "identity"]
 
 Norm = Literal["batch", "layer"]
@@ -28,6 +30,26 @@ _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 _AVERAGED = {"tanh", "sigmoid", "softplus", "identity"}
 
 
+def check_activation(argument: str, name: Activation) -> Activation:
+    """The name, if there is an activation of it.
+
+    Example:
+        >>> check_activation("latent_activation", "tanh")
+        'tanh'
+    """
+    return cast("Activation", check_one_of(argument, name, sorted(_ACTIVATIONS)))
+
+
+def check_norm(name: Norm | None) -> Norm | None:
+    """The name, if there is a normalisation of it, or None.
+
+    Example:
+        >>> check_norm("layer")
+        'layer'
+    """
+    return check_one_of("norm", name, ("batch", "layer", None))
+
+
 def make_activation(name: Activation) -> nn.Module:
     """A new module for an activation's name, one per place so that each can be watched on its own.
 
@@ -38,9 +60,7 @@ def make_activation(name: Activation) -> nn.Module:
         >>> make_activation("relu")
         ReLU()
     """
-    if name not in _ACTIVATIONS:
-        raise ValueError(f"activation: expected one of {sorted(_ACTIVATIONS)}, got {name!r}.")
-    return _ACTIVATIONS[name]()
+    return _ACTIVATIONS[check_activation("activation", name)]()
 
 
 def make_norm(name: Norm | None, channels: int, dims: int = 0) -> list[nn.Module]:
@@ -60,13 +80,11 @@ def make_norm(name: Norm | None, channels: int, dims: int = 0) -> list[nn.Module
         >>> make_norm(None, 8)
         []
     """
-    if name is None:
+    if check_norm(name) is None:
         return []
     if name == "batch":
         return [{0: nn.BatchNorm1d, 1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}[dims](channels)]
-    if name == "layer":
-        return [nn.GroupNorm(1, channels) if dims else nn.LayerNorm(channels)]
-    raise ValueError(f"norm: expected 'batch', 'layer' or None, got {name!r}.")
+    return [nn.GroupNorm(1, channels) if dims else nn.LayerNorm(channels)]
 
 
 def initialise(layer: nn.Module, activation: Activation = "identity", bias: float = 0.0) -> None:

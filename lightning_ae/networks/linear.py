@@ -7,8 +7,9 @@ import math
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lightning_ae.checks import check_flag, check_type, check_whole
 from lightning_ae.networks.init import initialise
-from lightning_ae.networks.shapes import Shape, check_input, check_shape, check_size
+from lightning_ae.networks.shapes import Shape, check_input, check_shape
 from lightning_ae.rebuildable import Rebuildable
 
 
@@ -71,8 +72,8 @@ class LinearEncoder(Rebuildable, nn.Linear):
     def __init__(self, in_shape: Shape, latent_dim: int, bias: bool = True) -> None:
         self.in_shape = check_shape(in_shape)
         #: of ``h``, without the batch dimension
-        self.h_shape = (check_size(latent_dim, "latent_dim"),)
-        super().__init__(math.prod(self.in_shape), latent_dim, bias)
+        self.h_shape = (check_whole("latent_dim", latent_dim),)
+        super().__init__(math.prod(self.in_shape), self.h_shape[0], check_flag("bias", bias))
         initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -109,8 +110,10 @@ class LinearDecoder(Rebuildable, nn.Module):
     ) -> None:
         super().__init__()
         #: of ``z``, without the batch dimension
-        self.latent_shape = (check_size(latent_dim, "latent_dim"),)
+        latent_dim, bias = check_whole("latent_dim", latent_dim), check_flag("bias", bias)
+        self.latent_shape = (latent_dim,)
         self.out_shape = check_shape(out_shape, "out_shape")
+        check_type("tied_to", tied_to, LinearEncoder, None)
         size = math.prod(self.out_shape)
         if tied_to is None:
             self.layer: nn.Module = nn.Linear(latent_dim, size, bias)
@@ -130,6 +133,6 @@ class LinearDecoder(Rebuildable, nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """Reconstruct."""
-        check_input(z, self.latent_shape, self)
+        check_input(z, self.latent_shape, self, "z")
         out: Tensor = self.layer(z)
         return out.reshape(-1, *self.out_shape)

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lightning_ae.checks import check_floating, check_non_negative, check_type, check_whole
 from lightning_ae.networks.linear import LinearDecoder
-from lightning_ae.networks.shapes import Shape, check_input, check_shape, check_size
+from lightning_ae.networks.shapes import Shape, check_input, check_shape
 from lightning_ae.rebuildable import Rebuildable
 
 
@@ -62,13 +63,14 @@ class LISTAEncoder(Rebuildable, nn.Module):
     ) -> None:
         super().__init__()
         self.in_shape = check_shape(in_shape)
-        self.num_steps = check_size(num_steps, "num_steps")
-        if not 0 <= weight < math.inf:
-            raise ValueError(f"weight: expected a finite number >= 0, got {weight}.")
-        self.weight = weight
-        sizes = (math.prod(self.in_shape), check_size(latent_dim, "latent_dim"))
+        self.num_steps = check_whole("num_steps", num_steps)
+        self.weight = weight = check_non_negative("weight", weight)
+        check_type("tied_to", tied_to, LinearDecoder, None)
+        sizes = (math.prod(self.in_shape), check_whole("latent_dim", latent_dim))
         #: of ``h``, without the batch dimension
-        self.h_shape = (latent_dim,)
+        self.h_shape = sizes[1:]
+        if dictionary is not None:
+            check_floating("dictionary", dictionary)
         # a list, as the decoder is the model's: its weights are not the encoder's as well
         self._decoder = [] if tied_to is None else [tied_to]
         self.register_buffer("start", functional.normalize(torch.randn(sizes[1]), dim=0))

@@ -9,9 +9,18 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from lightning_ae.networks.init import Activation, Norm, initialise, make_activation, make_norm
+from lightning_ae.checks import check_finite, check_one_of, check_type, check_whole
+from lightning_ae.networks.init import (
+    Activation,
+    Norm,
+    check_activation,
+    check_norm,
+    initialise,
+    make_activation,
+    make_norm,
+)
 from lightning_ae.networks.linear import TiedLinear
-from lightning_ae.networks.shapes import Shape, check_input, check_shape, check_size
+from lightning_ae.networks.shapes import Shape, check_input, check_shape, check_sizes
 from lightning_ae.rebuildable import Rebuildable
 
 InputTransform = Literal["identity", "log1p"]
@@ -57,17 +66,19 @@ class MLPEncoder(Rebuildable, nn.Module):
     ) -> None:
         super().__init__()
         self.in_shape = check_shape(in_shape)
-        if input_transform not in ("identity", "log1p"):
-            raise ValueError(f"input_transform: expected 'identity' or 'log1p', got {input_transform!r}.")
-        self.input_transform = input_transform
-        sizes = [math.prod(self.in_shape), *(check_size(size, "hidden") for size in hidden)]
+        self.input_transform = check_one_of("input_transform", input_transform, ("identity", "log1p"))
+        latent_dim, bias_init = check_whole("latent_dim", latent_dim), check_finite("bias_init", bias_init)
+        check_activation("activation", activation)
+        check_activation("latent_activation", latent_activation)
+        check_norm(norm)
+        sizes = [math.prod(self.in_shape), *check_sizes("hidden", hidden)]
         layers: list[nn.Module] = []
         for size_in, size_out in itertools.pairwise(sizes):
             linear = nn.Linear(size_in, size_out)
             initialise(linear, activation, bias_init)
             layers += [linear, *make_norm(norm, size_out), make_activation(activation)]
         #: of ``h``, without the batch dimension
-        self.h_shape = (check_size(latent_dim, "latent_dim"),)
+        self.h_shape = (latent_dim,)
         last = nn.Linear(sizes[-1], latent_dim)
         initialise(last, latent_activation)
         layers.append(last)
@@ -127,13 +138,13 @@ class MLPDecoder(Rebuildable, nn.Module):
     ) -> None:
         super().__init__()
         #: of ``z``, without the batch dimension
-        self.latent_shape = (check_size(latent_dim, "latent_dim"),)
+        self.latent_shape = (check_whole("latent_dim", latent_dim),)
         self.out_shape = check_shape(out_shape, "out_shape")
-        sizes = [
-            *self.latent_shape,
-            *(check_size(size, "hidden") for size in hidden),
-            math.prod(self.out_shape),
-        ]
+        bias_init = check_finite("bias_init", bias_init)
+        check_activation("activation", activation)
+        check_norm(norm)
+        check_type("tied_to", tied_to, MLPEncoder, None)
+        sizes = [*self.latent_shape, *check_sizes("hidden", hidden), math.prod(self.out_shape)]
         linears: list[nn.Module]
         if tied_to is None:
             linears = [nn.Linear(a, b) for a, b in itertools.pairwise(sizes)]
@@ -155,6 +166,6 @@ class MLPDecoder(Rebuildable, nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """Decode to pre-activations."""
-        check_input(z, self.latent_shape, self)
+        check_input(z, self.latent_shape, self, "z")
         out: Tensor = self.layers(z)
         return out.reshape(-1, *self.out_shape)

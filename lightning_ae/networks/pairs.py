@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lightning_ae.checks import check_flag, check_whole
 from lightning_ae.networks.conv import ConvDecoder, ConvEncoder
 from lightning_ae.networks.init import Activation, Norm
 from lightning_ae.networks.mlp import InputTransform, MLPDecoder, MLPEncoder
-from lightning_ae.networks.shapes import Shape
+from lightning_ae.networks.shapes import Shape, check_shape, check_sizes
 
 
 def mlp_pair(
@@ -52,11 +53,12 @@ def mlp_pair(
         >>> decoder.layers[0].weight is encoder.linears()[-1].weight
         True
     """
-    h_dim = latent_dim if h_dim is None else h_dim
+    h_dim = check_whole("latent_dim", latent_dim) if h_dim is None else check_whole("h_dim", h_dim)
+    hidden = check_sizes("hidden", hidden)
     encoder = MLPEncoder(in_shape, h_dim, hidden, activation, norm, latent_activation, bias_init, input_transform)
-    out_shape = in_shape if out_shape is None else out_shape
-    tied_to = encoder if tied else None
-    return encoder, MLPDecoder(latent_dim, out_shape, tuple(hidden)[::-1], activation, norm, bias_init, tied_to)
+    out_shape = in_shape if out_shape is None else check_shape(out_shape, "out_shape")
+    tied_to = encoder if check_flag("tied", tied) else None
+    return encoder, MLPDecoder(latent_dim, out_shape, hidden[::-1], activation, norm, bias_init, tied_to)
 
 
 def conv_pair(
@@ -102,7 +104,9 @@ def conv_pair(
         (16, 7, 7)
     """
     out_shape = in_shape if out_shape is None else out_shape
-    h_dim = latent_dim if h_dim is None else h_dim
+    h_dim = check_whole("latent_dim", latent_dim) if h_dim is None else check_whole("h_dim", h_dim)
+    channels = check_sizes("channels", channels)
     encoder = ConvEncoder(in_shape, h_dim, channels, kernel_size, activation, norm, bias_init, spatial)
-    mirrored = tuple(channels)[::-1]
-    return encoder, ConvDecoder(latent_dim, out_shape, mirrored, kernel_size, activation, norm, bias_init, spatial)
+    return encoder, ConvDecoder(
+        latent_dim, out_shape, channels[::-1], kernel_size, activation, norm, bias_init, spatial
+    )

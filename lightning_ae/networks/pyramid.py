@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lightning_ae.checks import check_share, check_whole
 from lightning_ae.networks.scales import Scales, widen
-from lightning_ae.networks.shapes import check_size
 
 
 class HaarBands(Scales):
@@ -40,7 +40,7 @@ class HaarBands(Scales):
 
     def __init__(self, levels: int = 1) -> None:
         super().__init__()
-        self.levels = check_size(levels, "levels")
+        self.levels = check_whole("levels", levels, most=62)
         self.num_scales = self.levels + 1
 
     def shapes(self, event_shape: Sequence[int]) -> list[tuple[int, ...]]:
@@ -61,7 +61,7 @@ class HaarBands(Scales):
 
     def split(self, x: Tensor) -> list[Tensor]:
         """The coefficients."""
-        self.shapes(x.shape[1:])
+        self._check(x)
         x = widen(x)
         bands = []
         for _ in range(self.levels):
@@ -140,10 +140,8 @@ class LaplacianPyramid(Scales):
 
     def __init__(self, levels: int = 2, a: float = 0.4) -> None:
         super().__init__()
-        self.levels = check_size(levels, "levels")
-        if not 0 < a < 1:
-            raise ValueError(f"a: expected a number between 0 and 1, got {a}.")
-        self.a = a
+        self.levels = check_whole("levels", levels, most=62)
+        self.a = check_share("a", a, "()")
         self.num_scales = self.levels + 1
 
     def shapes(self, event_shape: Sequence[int]) -> list[tuple[int, ...]]:
@@ -157,7 +155,7 @@ class LaplacianPyramid(Scales):
 
     def split(self, x: Tensor) -> list[Tensor]:
         """The differences, and the smallest image."""
-        self.shapes(x.shape[1:])
+        self._check(x)
         gaussian = [widen(x)]
         for _ in range(self.levels):
             gaussian.append(self._reduce(gaussian[-1]))

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_ae.checks import check_floating, check_sequence, check_share, check_type, check_whole, describe_type
 from lightning_ae.networks.mlp import MLPDecoder
-from lightning_ae.networks.shapes import check_shape, check_size
+from lightning_ae.networks.shapes import check_shape
 from lightning_ae.rebuildable import Rebuildable
 
 
@@ -55,6 +56,10 @@ class Scales(Rebuildable, nn.Module, ABC):
         """The components of data, finest first, which sum to ``x``."""
         return [self.part(band, index, x.shape[1:]) for index, band in enumerate(self.split(x))]
 
+    def _check(self, x: Tensor) -> None:
+        check_floating("x", x, least_dims=2)
+        self.shapes(x.shape[1:])
+
     def _space(self, event_shape: Sequence[int]) -> tuple[int, ...]:
         sizes = check_shape(tuple(event_shape), "event_shape")
         if len(sizes) < 2:
@@ -89,7 +94,11 @@ def scale_decoders(
         >>> [decoder.out_shape for decoder in scale_decoders(BlockMean([2, 4]), (1, 8, 8), 3, hidden=(16,))]
         [(1, 8, 8), (1, 4, 4), (1, 2, 2)]
     """
-    return [kind(latent_dim, shape, **options) for shape in scales.shapes(out_shape)]
+    check_type("scales", scales, Scales)
+    latent_dim = check_whole("latent_dim", latent_dim)
+    if not callable(kind):
+        raise TypeError(f"kind: expected something to call, such as MLPDecoder, got {describe_type(kind)}.")
+    return [kind(latent_dim, shape, **options) for shape in scales.shapes(check_shape(out_shape, "out_shape"))]
 
 
 def widen(x: Tensor) -> Tensor:
@@ -123,7 +132,7 @@ class NestedScales(Scales):
 
     def parts(self, x: Tensor) -> list[Tensor]:
         """The components of data, finest first, which sum to ``x``."""
-        self.shapes(x.shape[1:])
+        self._check(x)
         seen = [widen(x), *(self._project(widen(x), index) for index in range(1, self.num_scales))]
         return [*(fine - coarse for fine, coarse in itertools.pairwise(seen)), seen[-1]]
 
@@ -157,7 +166,8 @@ class BlockMean(NestedScales):
 
     def __init__(self, sizes: int | Sequence[int]) -> None:
         super().__init__()
-        blocks = [check_size(size, "sizes") for size in (sizes if isinstance(sizes, Sequence) else [sizes])]
+        given = check_sequence("sizes", sizes) if isinstance(sizes, Sequence) else [sizes]
+        blocks = [check_whole("sizes", size) for size in given]
         if not blocks or any(b <= a or b % a for a, b in zip([1, *blocks], blocks, strict=False)):
             raise ValueError(f"sizes: expected numbers above 1, each a multiple of the one before, got {sizes}.")
         self.sizes = (1, *blocks)
@@ -227,7 +237,8 @@ class DCTBands(NestedScales):
 
     def __init__(self, cutoffs: float | Sequence[float]) -> None:
         super().__init__()
-        shares = [float(share) for share in (cutoffs if isinstance(cutoffs, Sequence) else [cutoffs])]
+        given = check_sequence("cutoffs", cutoffs) if isinstance(cutoffs, Sequence) else [cutoffs]
+        shares = [float(check_share("cutoffs", share, "()")) for share in given]
         if not shares or any(not 0 < b < a for a, b in zip([1.0, *shares], shares, strict=False)):
             raise ValueError(f"cutoffs: expected numbers in (0, 1), each less than the one before, got {cutoffs}.")
         self.cutoffs = (1.0, *shares)

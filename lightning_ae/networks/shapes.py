@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Integral
+from typing import Any
 
-from torch import Tensor
+import torch
+from torch import nn
+
+from lightning_ae.checks import check_floating, check_sequence, check_whole
 
 Shape = int | Sequence[int]
 
@@ -14,33 +17,50 @@ def check_shape(shape: Shape, name: str = "in_shape") -> tuple[int, ...]:
     """A shape as a tuple; a number ``d`` is the flat shape ``(d,)``.
 
     Raises:
-        ValueError: if a size is not a positive whole number.
+        TypeError: if a size is no whole number.
+        ValueError: if a size is not positive, or there is none.
 
     Example:
         >>> check_shape(64), check_shape([1, 8, 8])
         ((64,), (1, 8, 8))
     """
-    sizes = tuple(shape) if isinstance(shape, Sequence) else (shape,)
-    if not sizes or not all(_is_size(size) for size in sizes):
-        raise ValueError(f"{name}: expected a positive number or a sequence of them, got {shape!r}.")
-    return tuple(int(size) for size in sizes)
+    given: Any = shape
+    sizes = tuple(given) if isinstance(given, Sequence) and not isinstance(given, (str, bytes)) else (given,)
+    wrong = f"{name}: expected a positive number or a sequence of them, got {shape!r}."
+    if not sizes:
+        raise ValueError(wrong)
+    try:
+        return tuple(check_whole(name, size) for size in sizes)
+    except (TypeError, ValueError) as error:
+        raise type(error)(wrong) from error
 
 
-def check_size(size: int, name: str) -> int:
-    """A positive whole number, or a ``ValueError`` naming the argument."""
-    if not _is_size(size):
-        raise ValueError(f"{name}: expected a positive whole number, got {size!r}.")
-    return int(size)
+def check_sizes(name: str, sizes: Sequence[int]) -> tuple[int, ...]:
+    """Positive whole numbers, none or more: the sizes of layers. Errors as :func:`check_shape`.
+
+    Example:
+        >>> check_sizes("hidden", [32, 16])
+        (32, 16)
+    """
+    return tuple(check_whole(name, size) for size in check_sequence(name, sizes))
 
 
-def _is_size(size: object) -> bool:
-    # Integral: NumPy's whole numbers too, but no booleans
-    return not isinstance(size, bool) and isinstance(size, Integral) and int(size) > 0
+def check_input(x: Any, in_shape: tuple[int, ...], network: nn.Module, name: str = "x") -> None:
+    """An error unless ``x`` is a batch of ``in_shape`` in the precision of the network; nothing of the data is read.
 
-
-def check_input(x: Tensor, in_shape: tuple[int, ...], network: object) -> None:
-    """A ``ValueError`` unless ``x`` is a batch of ``in_shape``: two tuples compared, nothing of the data."""
-    if tuple(x.shape[1:]) != in_shape:
+    Raises:
+        TypeError: if it is no tensor of floating-point numbers, or of others than the weights are.
+        ValueError: if it has another shape.
+    """
+    check_floating(name, x)
+    if tuple(x.shape[1:]) != in_shape or not x.ndim:
         raise ValueError(
-            f"{type(network).__name__}: expected a batch (B, {', '.join(map(str, in_shape))}), got {tuple(x.shape)}."
+            f"{name}: {type(network).__name__}: expected a batch (B, {', '.join(map(str, in_shape))}), got "
+            f"{tuple(x.shape)}."
+        )
+    own = next((weight.dtype for weight in network.parameters()), x.dtype)
+    if x.dtype != own and not torch.is_autocast_enabled(x.device.type):
+        raise TypeError(
+            f"{name}: expected {own} as the weights of {type(network).__name__} are, got {x.dtype}: convert it, or the "
+            "model, or set the Trainer's precision."
         )

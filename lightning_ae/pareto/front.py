@@ -12,6 +12,8 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from lightning_ae.checks import check_finite, check_sequence, check_type
+from lightning_ae.files import read_json
 from lightning_ae.models import Autoencoder, load
 from lightning_ae.pareto.plot import plot
 
@@ -57,8 +59,8 @@ class ParetoFront:
     ) -> None:
         # both on the CPU in float64: a handful of numbers that are compared exactly
         for name, value in (("alphas", alphas), ("objectives", objectives)):
-            object.__setattr__(self, name, torch.as_tensor(value, dtype=torch.float64, device="cpu"))
-        object.__setattr__(self, "models", tuple(models))
+            object.__setattr__(self, name, _as_numbers(name, value))
+        object.__setattr__(self, "models", tuple(check_sequence("models", models, "models")))
         n = self.alphas.numel()
         if n == 0 or self.alphas.shape != (n,) or self.objectives.shape != (n, 2):
             raise ValueError(
@@ -67,6 +69,8 @@ class ParetoFront:
             )
         if len(self.models) not in (0, n):
             raise ValueError(f"models: expected {n}, one for each point, or none, got {len(self.models)}.")
+        for model in self.models:
+            check_type("models", model, Autoencoder)
 
     def __len__(self) -> int:
         return len(self.alphas)
@@ -93,10 +97,10 @@ class ParetoFront:
 
         Source: Zitzler & Thiele 1998, https://doi.org/10.1007/BFb0056872.
         """
-        corner = torch.as_tensor(reference, dtype=torch.float64)
-        if corner.shape != (2,) or not corner.isfinite().all():
+        corner = [check_finite("reference", value) for value in check_sequence("reference", reference)]
+        if len(corner) != 2:
             raise ValueError(f"reference: expected two finite numbers (pixel, perceptual), got {reference!r}.")
-        width, ceiling = corner.tolist()
+        width, ceiling = corner
         area = 0.0
         for pixel, perceptual in sorted(self.objectives[self.non_dominated()].tolist()):
             if pixel < width and perceptual < ceiling:  # the strip between this point and the one before
@@ -179,9 +183,26 @@ class ParetoFront:
         path = Path(folder) / "front.json"
         if not path.is_file():
             raise FileNotFoundError(f"No front at {path}.")
+        what = "a front that ParetoFront.save wrote"
+        content = read_json(path, what)
+        names = content.get("models")
+        if not isinstance(names, list) or not all(isinstance(name, str) and Path(name).name == name for name in names):
+            raise ValueError(f"{path} is not {what}: models is no list of files in this folder.")
         try:
-            content = json.loads(path.read_text())
-            alphas, objectives, names = (content[name] for name in ("alphas", "objectives", "models"))
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is not a front that ParetoFront.save wrote: {error!r}.") from error
-        return cls(alphas, objectives, [load(Path(folder) / Path(name).name, **options).eval() for name in names])
+            points = cls(content["alphas"], content["objectives"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is not {what}: {error}") from error
+        if len(names) not in (0, len(points)):
+            raise ValueError(f"{path} is not {what}: it lists {len(names)} models for {len(points)} points.")
+        models = [load(Path(folder) / name, **options).eval() for name in names]
+        return cls(points.alphas, points.objectives, models)
+
+
+def _as_numbers(name: str, values: Any) -> Tensor:
+    try:
+        numbers = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise TypeError(f"{name}: expected numbers, got {error}.") from error
+    if numbers.is_complex() or numbers.dtype == torch.bool:
+        raise TypeError(f"{name}: expected real numbers, got {numbers.dtype}.")
+    return torch.as_tensor(values, dtype=torch.float64, device="cpu")

@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
+from lightning_ae.checks import check_one_of, check_seed, check_sequence, check_share, describe_type
 from lightning_ae.losses import AlphaMix
 from lightning_ae.models import Autoencoder
 from lightning_ae.pareto.front import ParetoFront
@@ -89,7 +90,10 @@ def sweep(
         >>> front.objectives.shape, len(front.models)
         (torch.Size([3, 2]), 3)
     """
-    alphas = [float(alpha) for alpha in alphas]
+    if not callable(make_model):
+        raise TypeError(f"make_model: expected a function, got {describe_type(make_model)}.")
+    alphas = [float(check_share("alphas", alpha)) for alpha in check_sequence("alphas", alphas)]
+    seed = check_seed("seed", seed, most=2**32 - 1)
     _check(alphas, data, split, together, trainer_options)
     options = {**QUIET, **trainer_options}
     places = single_devices(options.pop("accelerator", "auto"), devices)[: len(alphas)]
@@ -149,16 +153,14 @@ def _batches(data: L.LightningDataModule, split: Split) -> Iterator[Any]:
 
 
 def _check(alphas: list[float], data: Any, split: str, together: Any, options: dict[str, Any]) -> None:
-    if not alphas or not all(0 <= alpha <= 1 for alpha in alphas):
-        raise ValueError(f"alphas: expected at least one number in [0, 1], got {alphas}.")
+    if not alphas:
+        raise ValueError("alphas: expected at least one number in [0, 1], got none.")
     if not isinstance(data, L.LightningDataModule):
         raise TypeError(
             f"data: expected a LightningDataModule, such as TensorDataModule(x), got {type(data).__name__}."
         )
-    if split not in ("train", "val", "test"):
-        raise ValueError(f"split: expected 'train', 'val' or 'test', got {split!r}.")
-    if together not in (True, False, "auto"):
-        raise ValueError(f"together: expected True, False or 'auto', got {together!r}.")
+    check_one_of("split", split, ("train", "val", "test"))
+    check_one_of("together", together, (True, False, "auto"))
     if options.get("callbacks"):
         raise ValueError(
             "callbacks: they would carry their state from one point to the next; "

@@ -8,6 +8,7 @@ from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
 
 from lightning_ae.boxes import AutoencoderLike, AutoencoderOutput
+from lightning_ae.checks import check_finite
 from lightning_ae.rebuildable import KeepsAttributes, Rebuildable
 
 
@@ -22,7 +23,7 @@ class Penalty(Rebuildable, KeepsAttributes, nn.Module, ABC):
 
     def __init__(self, weight: float = 1.0) -> None:
         super().__init__()
-        self.weight = weight
+        self.weight = check_finite("weight", weight)
 
     @abstractmethod
     def forward(self, x: Tensor, output: AutoencoderOutput, model: AutoencoderLike) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ae.boxes import AutoencoderLike, AutoencoderOutput
+from lightning_ae.checks import check_finite, check_flag, check_floating, check_positive, describe_type
 from lightning_ae.losses.base import full_precision
 from lightning_ae.penalties.base import Penalty
 from lightning_ae.rebuildable import Rebuildable
@@ -38,8 +39,10 @@ class ConstraintPenalty(Penalty):
 
     def __init__(self, residual: Callable[[Tensor], Tensor], weight: float = 1.0, conserve: bool = False) -> None:
         super().__init__(weight)
+        if not callable(residual):
+            raise TypeError(f"residual: expected a function or a module, got {describe_type(residual)}.")
         self.residual = residual
-        self.conserve = conserve
+        self.conserve = check_flag("conserve", conserve)
 
     def forward(self, x: Tensor, output: AutoencoderOutput, model: AutoencoderLike) -> Tensor:
         """Squared norm of each example's residual."""
@@ -65,10 +68,11 @@ class Total(Rebuildable, nn.Module):
 
     def __init__(self, volume: float = 1.0) -> None:
         super().__init__()
-        self.volume = volume
+        self.volume = check_finite("volume", volume)
 
     def forward(self, x: Tensor) -> Tensor:
         """Sum each example."""
+        check_floating("x", x, least_dims=2)
         return x.flatten(1).sum(1, keepdim=True) * self.volume
 
 
@@ -95,13 +99,16 @@ class Divergence(Rebuildable, nn.Module):
 
     def __init__(self, spacing: float = 1.0) -> None:
         super().__init__()
-        self.spacing = spacing
+        self.spacing = check_positive("spacing", spacing)
 
     def forward(self, v: Tensor) -> Tensor:
         """Divergence at the inner points."""
+        check_floating("v", v)
         dims = v.ndim - 2
         if dims < 1 or v.shape[1] != dims or min(v.shape[2:]) < 3:
-            raise ValueError(f"Divergence: expected (B, n, *spatial) with n sides of at least 3, got {tuple(v.shape)}.")
+            raise ValueError(
+                f"v: Divergence: expected (B, n, *spatial) with n sides of at least 3, got {tuple(v.shape)}."
+            )
         total = torch.zeros((), device=v.device)
         for i in range(dims):
             component = v[:, i]

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from lightning_ae.boxes import AutoencoderLike, AutoencoderOutput
-from lightning_ae.codes.topk import TopKCode, check_k
+from lightning_ae.checks import check_sequence, check_whole
+from lightning_ae.codes.topk import TopKCode
 from lightning_ae.losses.base import full_precision
 from lightning_ae.penalties.base import Penalty
 
@@ -51,7 +52,7 @@ class AuxiliaryK(Penalty):
 
     def __init__(self, k: int | None = None, weight: float = 1 / 32) -> None:
         super().__init__(weight)
-        self.k = None if k is None else check_k(k)
+        self.k = None if k is None else check_whole("k", k)
 
     def forward(self, x: Tensor, output: AutoencoderOutput, model: AutoencoderLike) -> Tensor:
         """The error in explaining each example's residual."""
@@ -100,7 +101,7 @@ class PrefixReconstruction(Penalty):
 
     def __init__(self, prefixes: Sequence[int], weight: float = 1.0) -> None:
         super().__init__(weight)
-        self.prefixes = tuple(check_k(size, "prefixes") for size in prefixes)
+        self.prefixes = tuple(check_whole("prefixes", size) for size in check_sequence("prefixes", prefixes))
         if not self.prefixes or any(a >= b for a, b in zip(self.prefixes, self.prefixes[1:], strict=False)):
             raise ValueError(f"prefixes: expected rising numbers of latents, got {list(prefixes)}.")
 

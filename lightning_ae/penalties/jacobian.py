@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ae.boxes import AutoencoderLike, AutoencoderOutput
-from lightning_ae.codes import Identity
+from lightning_ae.checks import check_whole
+from lightning_ae.codes import Identity, SelectingCode
+from lightning_ae.codes.quantized import QuantizedCode
 from lightning_ae.losses.base import full_precision
 from lightning_ae.networks import LinearEncoder, MLPEncoder
 from lightning_ae.penalties.base import Penalty
@@ -32,6 +34,8 @@ class JacobianPenalty(Penalty):
         the raw term: ``(B,)``, in units of z² / x².
 
     Raises:
+        TypeError: with a code that has no Jacobian: quantised ones are constant almost everywhere, and what comes back
+            through them is a surrogate; a :class:`DictionaryAutoencoder` whose code selects gives no dense latent.
         ValueError: if ``num_projections`` is not positive, or the encoder has batch normalisation, which
             mixes the examples so that no example has a Jacobian of its own.
 
@@ -48,12 +52,18 @@ class JacobianPenalty(Penalty):
 
     def __init__(self, weight: float = 0.1, num_projections: int | None = None) -> None:
         super().__init__(weight)
-        if num_projections is not None and num_projections <= 0:
-            raise ValueError(f"num_projections: expected a positive number or None, got {num_projections}.")
-        self.num_projections = num_projections
+        self.num_projections = None if num_projections is None else check_whole("num_projections", num_projections)
 
     def forward(self, x: Tensor, output: AutoencoderOutput, model: AutoencoderLike) -> Tensor:
         """Squared Frobenius norm of each example's Jacobian."""
+        _check_code(model)
+        if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
+            return self._norm(x, model)
+        # torch 2.6 takes derivatives of inference tensors to be 0; a copy made outside of the mode is none
+        with torch.inference_mode(False), torch.no_grad():
+            return self._norm(x.clone(), model)
+
+    def _norm(self, x: Tensor, model: AutoencoderLike) -> Tensor:
         one_layer = _one_layer(model)
         if one_layer is not None and self.num_projections is None:
             with torch.autocast(x.device.type, enabled=False):
@@ -72,6 +82,20 @@ class JacobianPenalty(Penalty):
         (rows,) = torch.func.vmap(pull_back)(vectors)
         norms = full_precision(rows).flatten(2).square().sum(2)
         return norms.sum(0) if self.num_projections is None else norms.mean(0)
+
+
+def _check_code(model: AutoencoderLike) -> None:
+    code = model.code
+    if isinstance(code, QuantizedCode):
+        raise TypeError(
+            f"JacobianPenalty: {type(code).__name__} is constant almost everywhere, so its Jacobian is 0, and the "
+            "gradient that passes it is a surrogate's; use a continuous code."
+        )
+    if isinstance(code, SelectingCode) and hasattr(model, "dead_latents"):
+        raise TypeError(
+            f"JacobianPenalty: {type(model).__name__} with {type(code).__name__} keeps only what it selects and has no "
+            "dense latent; use a code that charges, such as JumpReLUCode, or an MLPAutoencoder with this one."
+        )
 
 
 def _one_layer(model: AutoencoderLike) -> tuple[nn.Linear, nn.Module] | None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_ae.boxes import AutoencoderLike, AutoencoderOutput
+from lightning_ae.checks import check_one_of
 from lightning_ae.losses.base import full_precision
 from lightning_ae.penalties.base import Penalty, refuse_sharding
 
@@ -38,9 +39,7 @@ class OrthogonalityPenalty(Penalty):
 
     def __init__(self, weight: float = 1.0, box: str = "decoder") -> None:
         super().__init__(weight)
-        if box not in ("encoder", "decoder"):
-            raise ValueError(f"box: expected 'encoder' or 'decoder', got {box!r}.")
-        self.box = box
+        self.box = check_one_of("box", box, ("encoder", "decoder"))
 
     def on_train_start(self, model: AutoencoderLike) -> None:
         """Refuse FSDP, under which no rank holds a whole matrix."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ae.boxes import AutoencoderLike, AutoencoderOutput
+from lightning_ae.checks import check_flag, check_positive, check_whole
 from lightning_ae.losses.base import full_precision
 from lightning_ae.penalties.base import Penalty, refuse_sharding
 
@@ -47,15 +48,11 @@ class WeightPrior(Penalty):
         num_examples: int | None = None,
         biases: bool = False,
     ) -> None:
-        for name, value in (("noise_variance", noise_variance), ("prior_variance", prior_variance)):
-            if not value > 0:
-                raise ValueError(f"{name}: expected a positive number, got {value}.")
-        if num_examples is not None and num_examples <= 0:
-            raise ValueError(f"num_examples: expected a positive number, got {num_examples}.")
-        super().__init__(noise_variance / prior_variance)
-        self.num_examples = num_examples
+        noise = check_positive("noise_variance", noise_variance)
+        super().__init__(noise / check_positive("prior_variance", prior_variance, finite=False))
+        self.num_examples = None if num_examples is None else check_whole("num_examples", num_examples)
         self.from_data = num_examples is None
-        self.biases = biases
+        self.biases = check_flag("biases", biases)
 
     def on_train_start(self, model: AutoencoderLike) -> None:
         """Take the number of examples from the data, unless it was given."""

@@ -270,11 +270,10 @@ def test_a_model_that_cannot_reconstruct_is_an_error(make_trainer):
     ("arguments", "message"),
     [
         ({"num": 0}, "num: expected a positive whole number, got 0"),
-        ({"every_n_epochs": 1.5}, "every_n_epochs: expected a positive whole number, got 1.5"),
+        ({"every_n_epochs": -1}, "every_n_epochs: expected a positive whole number, got -1"),
         ({"shape": (3,)}, r"shape: expected \(H, W\) or \(C, H, W\), got \(3,\)"),
-        ({"shape": 8}, r"shape: expected \(H, W\) or \(C, H, W\), got 8"),
         ({"value_range": (1.0, 0.0)}, "value_range: expected"),
-        ({"value_range": 1.0}, r"value_range: expected .*, got 1\.0"),
+        ({"value_range": (1.0, float("inf"))}, "value_range: expected a finite number, got inf"),
     ],
 )
 def test_errors_at_the_door(arguments, message):

@@ -58,7 +58,7 @@ def test_torchs_own_loader_works_too(make_trainer, tmp_path):
 def test_errors_at_the_door(tmp_path):
     with pytest.raises(ValueError, match="format: expected 'npz' or 'safetensors', got 'csv'"):
         PredictionWriter(tmp_path, format="csv")
-    with pytest.raises(ValueError, match="shard_size: expected a positive number, got 0"):
+    with pytest.raises(ValueError, match="shard_size: expected a positive whole number, got 0"):
         PredictionWriter(tmp_path, shard_size=0)
     with pytest.raises(FileNotFoundError, match="No shards"):
         load_predictions(tmp_path)

@@ -183,17 +183,17 @@ def test_fractions_are_of_the_run():
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"attribute": 3}, TypeError, "attribute: expected a dotted path, got 3"),
+        ({"attribute": 3}, TypeError, "attribute: expected a str, got a int"),
         ({"attribute": "a..b"}, ValueError, "attribute: expected a dotted path, got 'a..b'"),
-        ({"start": None}, TypeError, "start: expected a number, got None"),
-        ({"end": True}, TypeError, "end: expected a number, got True"),
+        ({"start": None}, TypeError, "start: expected a finite number, got None"),
+        ({"end": True}, TypeError, "end: expected a finite number, got True"),
         ({"end": math.inf}, ValueError, "end: expected a finite number"),
         ({"begin": -1}, ValueError, "begin: expected steps >= 0"),
         ({"begin": 1.0}, ValueError, r"begin: expected steps >= 0 .* got 1\.0"),
         ({"duration": 0}, ValueError, "duration: expected steps >= 1"),
         ({"duration": 1.5}, ValueError, r"fraction in \(0, 1\].* got 1\.5"),
         ({"cycles": 0}, ValueError, "cycles: expected a positive whole number, got 0"),
-        ({"ramp": 0.0}, ValueError, r"ramp: expected a share in \(0, 1\], got 0\.0"),
+        ({"ramp": 0.0}, ValueError, r"ramp: expected a number in \(0, 1\], got 0\.0"),
     ],
 )
 def test_errors_at_the_door(arguments, error, message):

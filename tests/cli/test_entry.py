@@ -120,20 +120,69 @@ def test_a_checkpoint_cannot_make_it_import_code(tmp_path, monkeypatch):
     assert not Path("ran").exists()
 
 
-@pytest.mark.parametrize(
-    "text", ["evil.Net", "{class_path: evil.Net}", '{"\\x63lass_path": evil.Net}'], ids=["path", "yaml", "escaped"]
-)
-def test_a_text_in_a_checkpoint_cannot_make_it_import_code(tmp_path, monkeypatch, text):
-    """Where a class may stand, a parser takes a text for the path of one."""
+LOADER = "lightning_ae.LinearAutoencoder.load_from_checkpoint"
+TEXTS = {
+    "a class": "evil.Net",
+    "a tree": "{class_path: evil.Net}",
+    "an escaped tree": '{"\\x63lass_path": evil.Net}',
+    "a file": "evil.yaml",
+    "a loader": f"{{class_path: {LOADER}, init_args: {{checkpoint_path: evil.ckpt, weights_only: false}}}}",
+}
+
+
+class LeavesATrace:
+    def __reduce__(self):
+        return (Path.touch, (Path("ran"),))
+
+
+@pytest.fixture
+def crafted(tmp_path, make_trainer):
+    """Writes a checkpoint with a text among its arguments, beside all that the texts name."""
     (tmp_path / "evil.py").write_text("open('ran', 'w').close()\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    run("fit", "--model=LinearAutoencoder", "--model.latent_dim=2", "--data=DigitsDataModule", "--trainer.max_epochs=1")
-    path = checkpoint()
-    state = torch.load(path)
-    state["hyper_parameters"]["init_args"]["loss"] = text
-    torch.save(state, path)
-    with pytest.raises(ValueError, match="would be taken for the name of a class"):
-        run("predict", "--ckpt_path", path, "--data", "DigitsDataModule")
+    (tmp_path / "evil.yaml").write_text("class_path: evil.Net\n")
+    torch.save({"hyper_parameters": LeavesATrace()}, "evil.ckpt")
+    trainer = make_trainer()
+    trainer.strategy.connect(ae.LinearAutoencoder((1, 8, 8), 2))
+    trainer.save_checkpoint("good.ckpt")
+
+    def write(name: str, text: str) -> str:
+        state = torch.load("good.ckpt")
+        state["hyper_parameters"]["init_args"][name] = text
+        torch.save(state, "crafted.ckpt")
+        return "crafted.ckpt"
+
+    return write
+
+
+def test_the_crafted_files_would_leave_a_trace(crafted):
+    torch.load("evil.ckpt", weights_only=False)
+    assert Path("ran").exists()
+
+
+@pytest.mark.parametrize("name", ["corruption", "loss", "lr"])
+@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
+def test_a_text_in_a_checkpoint_is_neither_imported_nor_built(crafted, monkeypatch, text, name):
+    monkeypatch.syspath_prepend(Path().resolve())
+    with pytest.raises(ValueError, match=rf"crafted\.ckpt: .*{name}: expected no text for a .* of LinearAutoencoder"):
+        run("predict", "--ckpt_path", crafted(name, text), "--data=DigitsDataModule")
+    assert not Path("ran").exists()
+
+
+@pytest.mark.parametrize("command", ["validate", "test"])
+def test_other_commands_build_it_no_more(crafted, monkeypatch, command):
+    monkeypatch.syspath_prepend(Path().resolve())
+    with pytest.raises(ValueError, match="expected no text"):
+        run(command, f"--ckpt_path={crafted('corruption', TEXTS['a loader'])}", "--data=DigitsDataModule")
+    assert not Path("ran").exists()
+
+
+@pytest.mark.parametrize("command", ["predict", "doctor"])
+def test_nor_does_a_process_of_its_own(crafted, command):
+    path = crafted("corruption", TEXTS["a tree"])
+    line = [sys.executable, "-m", "lightning_ae", command, "--ckpt_path", path, "--data=DigitsDataModule"]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "corruption: expected no text for a" in done.stderr
     assert not Path("ran").exists()
 
 
@@ -146,8 +195,9 @@ def test_a_flat_prior_and_a_tied_model_in_a_checkpoint(make_trainer):
         trainer.fit(model, ae.DigitsDataModule())
         trainer.save_checkpoint(f"{name}.ckpt")
     assert run("test", "--ckpt_path=flat.ckpt", "--data=DigitsDataModule").model.penalties["p"].weight == 0
-    with pytest.raises(ValueError, match="tied by hand"):
-        run("test", "--ckpt_path=tied.ckpt", "--data=DigitsDataModule")
+    again = run("test", "--ckpt_path=tied.ckpt", "--data=DigitsDataModule").model
+    assert again.decoder.layer.weight is again.encoder.weight
+    torch.testing.assert_close(again.encoder.weight, encoder.weight)
 
 
 def test_fit_goes_on_from_the_configuration_and_says_so():

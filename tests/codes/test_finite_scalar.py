@@ -147,7 +147,7 @@ def test_levels_may_be_an_array():
     assert code.num_codes == 20
 
 
-@pytest.mark.parametrize("levels", [[], [5, 1], [5, 2.5], [0]])
+@pytest.mark.parametrize("levels", [[], [5, 1], [0], [2**40, 2**40]])
 def test_levels_that_are_none_are_refused(levels):
     with pytest.raises(ValueError, match=r"^levels: expected"):
         FiniteScalarQuantizerCode(levels)
@@ -156,6 +156,11 @@ def test_levels_that_are_none_are_refused(levels):
 def test_other_sizes_are_refused():
     with pytest.raises(ValueError, match=r"^h: expected \(B, g \* 2"):
         FiniteScalarQuantizerCode([5, 5])(torch.zeros(2, 3))
+
+
+def test_a_level_that_is_not_whole_is_refused():
+    with pytest.raises(TypeError, match=r"^levels: expected a positive whole number, got 2.5 of type float"):
+        FiniteScalarQuantizerCode([5, 2.5])
 
 
 def test_one_number_is_no_sequence_of_levels():

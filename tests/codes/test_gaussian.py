@@ -323,3 +323,25 @@ def test_what_a_schedule_has_set_is_kept():
 def test_an_encoder_that_gives_mean_and_log_variance_apart_is_told_to_put_them_together():
     with pytest.raises(TypeError, match=r"one tensor from the encoder, .*cat\(\[mean, log_variance\], 1\).*a tuple"):
         GaussianCode()((torch.zeros(2, 3), torch.zeros(2, 3)))
+
+
+@pytest.mark.parametrize("covariance", ["diagonal", "full"])
+@pytest.mark.parametrize("log_variance", [89.0, 1e4, -200.0, -1e6])
+def test_absurd_variances_have_a_finite_cost_and_a_gradient_that_leads_back(covariance, log_variance):
+    code = GaussianCode(covariance=covariance)
+    h = torch.zeros(3, *code.h_shape((2,)))
+    h[:, 2:4] = log_variance
+    h.requires_grad_()
+    z, penalties = code(h)
+    (gradient,) = torch.autograd.grad(penalties["kl"].sum(), h)
+    assert z.isfinite().all()
+    assert penalties["kl"].isfinite().all()
+    assert gradient.isfinite().all()
+    assert (gradient[:, 2:4] * log_variance > 0).all()
+    posterior = code.posterior(h.detach())
+    assert posterior.log_prob(posterior.mean).isfinite().all()
+
+
+def test_variances_that_occur_are_left_as_they_are():
+    h = torch.cat([torch.zeros(1, 5), torch.tensor([[-59.0, -20.0, 0.0, 3.0, 19.9]])], 1)
+    assert torch.equal(GaussianCode().statistics(h)["log_variance"], h[:, 5:])

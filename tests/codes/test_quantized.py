@@ -510,7 +510,7 @@ def test_settings_are_kept_with_the_weights():
     ("options", "name"),
     [
         ({"num_codes": 0}, "num_codes"),
-        ({"dim": 1.5}, "dim"),
+        ({"dim": -1}, "dim"),
         ({"commitment": -1.0}, "commitment"),
         ({"decay": 1.0}, "decay"),
         ({"expire": 1.0}, "expire"),

@@ -212,7 +212,9 @@ def test_a_shard_of_another_length_is_an_error(folder):
     shard = folder / "shard-00000.safetensors"
     save_file({"activations": torch.zeros(3, 2), "index": torch.zeros(3, 1, dtype=torch.int64)}, shard)
     gc.collect()
-    with pytest.raises(ValueError, match=r"expected 40 rows in .*shard-00000.safetensors, got 3"):
+    with pytest.raises(
+        ValueError, match=r"expected 40 rows of activations in .*shard-00000.safetensors, got .*\(3, 2\)"
+    ):
         list(data.train_dataloader())
 
 
@@ -220,8 +222,8 @@ def test_a_shard_of_another_length_is_an_error(folder):
     ("options", "message"),
     [
         ({"val_by": "rows"}, "val_by: expected 'blocks' or 'shards', got 'rows'"),
-        ({"block_rows": 0}, "block_rows: expected an integer >= 1, got 0"),
-        ({"buffer_rows": 0}, "buffer_rows: expected an integer >= 1, got 0"),
+        ({"block_rows": 0}, "block_rows: expected a positive whole number, got 0"),
+        ({"buffer_rows": 0}, "buffer_rows: expected a positive whole number, got 0"),
         ({"val_fraction": 1.0}, r"val_fraction: expected a number in \[0, 1\)"),
     ],
 )

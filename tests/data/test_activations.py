@@ -389,7 +389,10 @@ def test_a_batch_without_rows_is_skipped(tmp_path):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"dtype": "float64"}, "dtype: expected one of float16"), ({"shard_rows": 0}, "shard_rows: expected an integer")],
+    [
+        ({"dtype": "float64"}, "dtype: expected 'float16', 'bfloat16' or 'float32'"),
+        ({"shard_rows": 0}, "shard_rows: expected a positive whole number"),
+    ],
 )
 def test_options_out_of_range_are_errors(tmp_path, options, message):
     with pytest.raises(ValueError, match=message):

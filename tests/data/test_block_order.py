@@ -92,5 +92,5 @@ def test_seeds_and_epochs_do_not_share_orders():
 
 
 def test_a_wrong_pool_size_is_an_error():
-    with pytest.raises(ValueError, match="pool_size: expected an integer >= 1, got 0"):
+    with pytest.raises(ValueError, match="pool_size: expected a positive whole number, got 0"):
         order(pool_size=0)

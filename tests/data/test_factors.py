@@ -52,7 +52,7 @@ def test_factors_are_independent():
 
 
 def test_errors_at_the_door():
-    with pytest.raises(ValueError, match="positions: expected an integer >= 1, got 0"):
+    with pytest.raises(ValueError, match="positions: expected a positive whole number, got 0"):
         ae.factor_images(positions=0)
-    with pytest.raises(TypeError, match="size: expected an integer"):
+    with pytest.raises(TypeError, match="size: expected a positive whole number"):
         ae.factor_images(8.0)

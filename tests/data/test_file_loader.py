@@ -61,5 +61,5 @@ def test_order_of_another_length_is_an_error():
 
 
 def test_negative_num_workers_is_an_error():
-    with pytest.raises(ValueError, match="num_workers: expected an integer >= 0, got -1"):
+    with pytest.raises(ValueError, match="num_workers: expected a whole number >= 0, got -1"):
         FileLoader(Reader(), EpochOrder(8, 2, shuffle=False), num_workers=-1)

@@ -99,9 +99,9 @@ def test_missing_folders_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"image_size": 0}, "image_size: expected an integer >= 1, got 0"),
+        ({"image_size": 0}, "image_size: expected a positive whole number, got 0"),
         ({"channels": 2}, "channels: expected 1 or 3, got 2"),
-        ({"num_workers": -1}, "num_workers: expected an integer >= 0, got -1"),
+        ({"num_workers": -1}, "num_workers: expected a whole number >= 0, got -1"),
     ],
 )
 def test_numbers_out_of_range_are_named(arguments, message):

@@ -115,7 +115,7 @@ def test_incomplete_state_is_an_error(state):
 
 
 def test_negative_place_is_an_error():
-    with pytest.raises(ValueError, match="batch: expected an integer >= 0, got -1"):
+    with pytest.raises(ValueError, match="batch: expected a whole number >= 0, got -1"):
         tensor_loader().load_state_dict({"epoch": 0, "batch": -1})
 
 

@@ -100,8 +100,8 @@ def test_indices_are_the_batches_of_the_current_epoch():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_examples": 0}, "num_examples: expected an integer >= 1, got 0"),
-        ({"batch_size": -1}, "batch_size: expected an integer >= 1, got -1"),
+        ({"num_examples": 0}, "num_examples: expected a positive whole number, got 0"),
+        ({"batch_size": -1}, "batch_size: expected a positive whole number, got -1"),
         ({"seed": -1}, "seed: expected"),
         ({"rank": 2, "world_size": 2}, "rank: expected less than world_size=2, got 2"),
         ({"num_examples": 7, "batch_size": 4, "world_size": 2, "drop_last": True}, "drop_last: expected at least"),
@@ -115,7 +115,7 @@ def test_numbers_out_of_range_are_named(arguments, message):
 
 
 def test_a_number_of_another_type_is_named():
-    with pytest.raises(TypeError, match=r"batch_size: expected an integer >= 1, got 2\.0 of type float"):
+    with pytest.raises(TypeError, match=r"batch_size: expected a positive whole number, got 2\.0 of type float"):
         EpochOrder(10, 2.0, shuffle=False)
 
 

@@ -36,10 +36,10 @@ def test_the_seed_decides_the_examples():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_examples": 0}, "num_examples: expected an integer >= 1, got 0"),
+        ({"num_examples": 0}, "num_examples: expected a positive whole number, got 0"),
         ({"latent_dim": 5}, "latent_dim: expected at most in_features=4, got 5"),
-        ({"noise": -1.0}, r"noise: expected a standard deviation >= 0, got -1\.0"),
-        ({"noise": float("nan")}, "noise: expected a standard deviation >= 0, got nan"),
+        ({"noise": -1.0}, r"noise: expected a finite number >= 0, got -1\.0"),
+        ({"noise": float("nan")}, "noise: expected a finite number >= 0, got nan"),
     ],
 )
 def test_numbers_out_of_range_are_named(arguments, message):

@@ -167,12 +167,12 @@ def test_a_missing_test_split_is_named():
         ({"test": torch.zeros(3, 0)}, ValueError, "test: expected arrays of shape .* not empty"),
         ({"val": (numbers(3), torch.zeros(2))}, ValueError, "val: expected arrays with the same first dimension"),
         ({"val": torch.zeros(3, 2)}, ValueError, r"val: expected examples of shape \(1,\) as in train, got \(2,\)"),
-        ({"batch_size": 0}, ValueError, "batch_size: expected an integer >= 1, got 0"),
-        ({"batch_size": 1.5}, TypeError, "batch_size: expected an integer >= 1, got 1.5 of type float"),
+        ({"batch_size": 0}, ValueError, "batch_size: expected a positive whole number, got 0"),
+        ({"batch_size": 1.5}, TypeError, "batch_size: expected a positive whole number, got 1.5 of type float"),
         ({"val_fraction": 1.0}, ValueError, r"val_fraction: expected a number in \[0, 1\), got 1.0"),
         ({"val_fraction": -0.1}, ValueError, "val_fraction: expected a number"),
         ({"val_fraction": "0.1"}, TypeError, "val_fraction: expected a number .* of type str"),
-        ({"seed": -1}, ValueError, "seed: expected an integer >= 0, got -1"),
+        ({"seed": -1}, ValueError, "seed: expected a whole number >= 0, got -1"),
     ],
 )
 def test_bad_arguments_are_named_at_the_door(arguments, error, message):

@@ -2,6 +2,7 @@
 
 import math
 
+import mpmath
 import numpy as np
 import pytest
 import torch
@@ -235,3 +236,75 @@ def test_the_gradient_of_the_dispersion_is_right_in_float32_however_large_it_is(
         loss(a.to(dtype), x.to(dtype)).sum().backward()
         gradients.append(loss.log_inverse_dispersion.grad.double())
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-3, atol=1e-6)
+
+
+def exact_nb(x, mean, theta):
+    """Minus the log-probability in 60 digits, the Poisson's for an infinite θ."""
+    with mpmath.workdps(60):
+        x, mean = mpmath.mpf(x), mpmath.mpf(mean)
+        if theta == math.inf:
+            return mean - x * mpmath.log(mean) + mpmath.loggamma(x + 1)
+        theta = mpmath.mpf(theta)
+        gammas = mpmath.loggamma(theta) + mpmath.loggamma(x + 1) - mpmath.loggamma(x + theta)
+        return gammas + theta * mpmath.log1p(mean / theta) + x * mpmath.log1p(theta / mean)
+
+
+RATES = [(0, 1e-6), (0, 3.0), (3, 2.5), (40, 1000.0), (10**4, 10**4 + 50.0), (10**7, 1e7), (10**7, 1.0003e7)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("count", "mean"), RATES)
+def test_poisson_does_not_cancel(count, mean, dtype):
+    a = torch.tensor([[math.log(mean)]], dtype=dtype, requires_grad=True)
+    x = torch.tensor([[float(count)]], dtype=dtype)
+    value = PoissonNLL()(a, x)
+    with mpmath.workdps(60):
+        expected = float(exact_nb(count, mpmath.exp(mpmath.mpf(a.item())), math.inf))
+        slope = float(mpmath.exp(mpmath.mpf(a.item())) - count)
+    tolerance = 1e-6 if dtype == torch.float32 else 1e-9
+    assert value.item() == pytest.approx(expected, rel=tolerance, abs=1e-7)
+    assert torch.autograd.grad(value.sum(), a)[0].item() == pytest.approx(slope, rel=1e-6, abs=1e-8)
+
+
+@pytest.mark.parametrize("log_theta", [-20.0, -3.0, 0.0, 3.4, 3.5, 10.0, 20.0, 30.0, 39.0])
+@pytest.mark.parametrize(("count", "mean"), RATES)
+def test_negative_binomial_is_exact_for_any_dispersion(count, mean, log_theta):
+    loss = NegativeBinomialNLL().double()
+    with torch.no_grad():
+        loss.log_inverse_dispersion.fill_(log_theta)
+    a = torch.tensor([[math.log(mean)]], dtype=torch.float64, requires_grad=True)
+    value = loss(a, torch.tensor([[float(count)]], dtype=torch.float64))
+    to_a, to_theta = torch.autograd.grad(value.sum(), (a, loss.log_inverse_dispersion))
+    with mpmath.workdps(60):
+        m, t = mpmath.exp(mpmath.mpf(a.item())), mpmath.exp(mpmath.mpf(log_theta))
+        expected = float(exact_nb(count, m, t))
+        slope = float((m - count) * t / (t + m))
+        digamma = mpmath.digamma(t) - mpmath.digamma(t + count)
+        by_theta = float(t * (digamma + mpmath.log1p(m / t) + (count - m) / (t + m)))
+    # absolute: of counts of ten million with sixteen digits
+    rounding = 1e-9 + 2e-14 * max(count, mean)
+    assert value.item() == pytest.approx(expected, rel=1e-9, abs=rounding)
+    assert to_a.item() == pytest.approx(slope, rel=1e-9, abs=rounding)
+    assert to_theta.item() == pytest.approx(by_theta, rel=1e-6, abs=rounding)
+
+
+@pytest.mark.parametrize("loss", [NegativeBinomialNLL(), ZeroInflatedNegativeBinomialNLL()])
+@pytest.mark.parametrize("log_theta", [50.0, 1e3, 1e30])
+def test_without_overdispersion_it_ends_in_the_poisson(loss, log_theta):
+    with torch.no_grad():
+        loss.log_inverse_dispersion.fill_(log_theta)
+    x = torch.tensor([[0.0, 5.0, 1e4, 1e7]])
+    a = torch.tensor([[0.0, 1.5, 9.2, 16.118]])
+    zero_inflated = isinstance(loss, ZeroInflatedNegativeBinomialNLL)
+    params = torch.cat([a, torch.full_like(a, -40.0)], 1) if zero_inflated else a
+    params.requires_grad_()
+    value = loss(params, x)
+    torch.testing.assert_close(value, PoissonNLL()(a, x), rtol=1e-5, atol=1e-5)
+    for gradient in torch.autograd.grad(value.sum(), (params, loss.log_inverse_dispersion)):
+        assert gradient.isfinite().all()
+    # and to the other side: finite, whatever it means
+    with torch.no_grad():
+        loss.log_inverse_dispersion.fill_(-log_theta)
+    value = loss(params, x)
+    assert value.isfinite()
+    assert all(g.isfinite().all() for g in torch.autograd.grad(value.sum(), (params, loss.log_inverse_dispersion)))

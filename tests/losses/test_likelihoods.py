@@ -222,3 +222,67 @@ def test_description_length_is_the_bits_of_the_rounded_value(resolution):
     length = GaussianNLL(sigma).description_length(torch.zeros_like(x), x, resolution)
     assert length.shape == (1,)
     assert length.item() == pytest.approx(bits, abs=1e-3)
+
+
+@pytest.mark.parametrize(("Loss", "reference"), [(GaussianNLL, stats.norm), (LaplaceNLL, stats.laplace)])
+@pytest.mark.parametrize("sigma", [1e-3, 0.1, 1.0, 30.0])
+def test_description_length_is_a_length_at_any_scale(Loss, reference, sigma):
+    """Kraft: over all recorded values 2^-length sums to one; none is negative; each is the mass of its cell."""
+    loss, delta = Loss(sigma), 0.5
+    x = (torch.arange(-4000, 4001, dtype=torch.float64) * delta)[:, None]
+    length = loss.description_length(torch.full_like(x, 0.1), x, delta)
+    assert (length >= 0).all()
+    assert torch.exp2(-length).sum().item() == pytest.approx(1, abs=1e-6)
+    # on the side where SciPy's distribution function is small, so that its difference is not rounded
+    middle = (-(x[:, 0] - 0.1).abs()).numpy()
+    mass = reference.cdf((middle + delta / 2) / sigma) - reference.cdf((middle - delta / 2) / sigma)
+    keep = mass > 1e-200
+    # the scale is kept in single precision
+    np.testing.assert_allclose(length.numpy()[keep], -np.log2(mass[keep]), rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("logit", [-40.0, -1e-4, 0.0, 2.0, 500.0])
+def test_cells_of_the_continuous_bernoulli_fill_the_unit_interval(logit):
+    x = (torch.arange(256, dtype=torch.float64) / 255)[:, None]
+    length = ContinuousBernoulliNLL().description_length(torch.full_like(x, logit), x, 1 / 255)
+    assert (length >= -1e-9).all()
+    assert torch.exp2(-length).sum().item() == pytest.approx(1, abs=1e-9)
+
+
+@pytest.mark.parametrize("Loss", [GaussianNLL, LaplaceNLL])
+@pytest.mark.parametrize("log_scale", [-30.0, -88.0, -1e4, -1e9])
+def test_a_learned_scale_that_runs_away_is_neither_nan_nor_lost(Loss, log_scale):
+    """With exact reconstructions nothing holds it; with others the gradient leads back."""
+    loss = Loss(learn_scale=True)
+    with torch.no_grad():
+        loss.log_scale.fill_(log_scale)
+    x = torch.randn(4, 8)
+    for params in (x.clone().requires_grad_(), (x + 0.1).requires_grad_()):
+        value = loss(params, x).mean()
+        to_params, to_scale = torch.autograd.grad(value, (params, loss.log_scale))
+        assert value.isfinite()
+        assert to_params.isfinite().all()
+        assert to_scale.isfinite()
+        assert (to_scale > 0) == bool((params == x).all())
+    assert 0 < loss.scale < 1e-6
+
+
+def test_a_learned_scale_is_held_back_where_it_was_asked_to():
+    loss = GaussianNLL(0.1, learn_scale=True, min_scale=1 / 256)
+    for log_scale, expected in (
+        (-3.0, math.exp(-3)),
+        (math.log(1 / 256), 1 / 256),
+        (-9.0, 1 / 256 / (10 - math.log(256))),
+    ):
+        with torch.no_grad():
+            loss.log_scale.fill_(log_scale)
+        assert loss.scale.item() == pytest.approx(expected, rel=1e-5)
+    # a fixed scale is what it was set to, and a learned one is as before for all that data in single precision can show
+    assert GaussianNLL(1e-20).scale.item() == pytest.approx(1e-20)
+    free = GaussianNLL(3.0, learn_scale=True)
+    with torch.no_grad():
+        free.log_scale.fill_(math.log(1e-5))
+    assert free.scale.item() == pytest.approx(1e-5)
+    for wrong in (0.0, 0.2, math.nan):
+        with pytest.raises(ValueError, match="min_scale: expected a positive number"):
+            GaussianNLL(0.1, learn_scale=True, min_scale=wrong)

@@ -171,7 +171,7 @@ def test_features_stay_in_full_precision(precision, make_trainer):
             r"expected images \(B, 1 or 3, H, W\)",
         ),
         (lambda: ae.TorchvisionFeatures("squeezenet1_1", ["nowhere"]), "nowhere"),
-        (lambda: ae.TorchvisionFeatures("squeezenet1_1", "features.1"), "layers: expected a sequence of names"),
+        (lambda: ae.TorchvisionFeatures("squeezenet1_1", [1]), "layers: expected a sequence of names"),
         (lambda: ae.TorchvisionFeatures("squeezenet1_1", []), r"layers: .* at least one, got \[\]"),
         (lambda: ae.FeatureLoss(nn.Identity(), activation="softmax"), "activation: expected one of"),
     ],

@@ -12,10 +12,20 @@ from sklearn.datasets import load_digits
 from torch.nn import functional
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from lightning_ae import ConvAutoencoder, MultiScaleSSIMLoss, SSIMLoss, SSIMParts, ssim
+from lightning_ae import (
+    AlphaMix,
+    ConvAutoencoder,
+    MultiScaleSSIMLoss,
+    SquaredError,
+    SSIMLoss,
+    SSIMParts,
+    WeightedLoss,
+    ssim,
+)
 from lightning_ae.losses import windows
 from lightning_ae.losses.dissimilarity import mean_dissimilarity
 from lightning_ae.losses.windows import Blur, gaussian_window
+from lightning_ae.rebuildable import describe, rebuild
 
 C1, C2 = 1e-4, 9e-4
 PADDINGS = ["same", "valid"]
@@ -295,7 +305,8 @@ class TestLoss:
     def test_is_one_minus_the_similarity_of_its_mean(self, activation):
         a, x = torch.randn(3, 2, 16, 16), torch.rand(3, 2, 16, 16)
         loss = SSIMLoss(activation, data_range=2.0, window_size=7, sigma=1.0, padding="valid")
-        expected = 1 - ssim(loss.mean(a), x, data_range=2.0, window_size=7, sigma=1.0, padding="valid")
+        low = -1.0 if activation == "tanh" else 0.0
+        expected = 1 - ssim(loss.mean(a) - low, x - low, data_range=2.0, window_size=7, sigma=1.0, padding="valid")
         torch.testing.assert_close(loss(a, x), expected)
 
     def test_keeps_its_precision_where_the_images_almost_agree(self):
@@ -422,7 +433,7 @@ class TestErrors:
     def test_scales_without_weights(self):
         with pytest.raises(ValueError, match="weights: expected one for each scale"):
             MultiScaleSSIMLoss(weights=())
-        with pytest.raises(ValueError, match=r"weights: .* none negative, got \(0.5, -0.5\)"):
+        with pytest.raises(ValueError, match=r"weights: expected a finite number >= 0, got -0.5"):
             MultiScaleSSIMLoss(weights=(0.5, -0.5))
 
     def test_images(self):
@@ -440,3 +451,82 @@ def test_window_is_a_normalised_gaussian():
     weights = gaussian_window(5, 0.7)
     ratios = [b / a for a, b in pairwise(weights[2:])]
     np.testing.assert_allclose(ratios, np.exp([-0.5 / 0.49, -1.5 / 0.49]))
+
+
+def test_in_another_range_it_is_that_of_the_shifted_images():
+    """brick.png and the same brighter by 0.02: scikit-image on [0, 1], ours on [-1, 1]."""
+    x = photograph("brick", 96, 96).double()
+    brighter = x + 0.02
+    expected = structural_similarity(
+        x[0, 0].numpy(), brighter[0, 0].numpy(), data_range=1.0, gaussian_weights=True, use_sample_covariance=False
+    )
+    one = ssim(brighter, x, padding="valid").item()
+    assert one == pytest.approx(expected, abs=1e-6)
+    two = ssim(2 * brighter - 1, 2 * x - 1, data_range=2.0, low=-1.0, padding="valid").item()
+    assert two == pytest.approx(one, abs=1e-6)
+    parts = ssim(2 * brighter - 1, 2 * x - 1, data_range=2.0, low=-1.0, padding="valid", parts=True)
+    torch.testing.assert_close(parts, ssim(brighter, x, padding="valid", parts=True), rtol=1e-5, atol=1e-6)
+    # without its lower end the range is another one
+    assert ssim(2 * brighter - 1, 2 * x - 1, data_range=2.0, padding="valid").item() < one - 0.05
+
+
+@pytest.mark.parametrize("cls", [SSIMLoss, partial(MultiScaleSSIMLoss, weights=(0.4, 0.6))])
+def test_losses_of_tanh_know_where_its_range_begins(cls):
+    a, x = torch.randn(2, 1, 45, 33), torch.rand(2, 1, 45, 33)
+    shifted = cls(data_range=2.0)(torch.tanh(a) + 1, 2 * x)
+    torch.testing.assert_close(cls("tanh")(a, 2 * x - 1), shifted, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(cls(low=-1.0, data_range=2.0)(torch.tanh(a), 2 * x - 1), shifted, rtol=1e-5, atol=1e-6)
+    beside = AlphaMix(SquaredError("tanh"), cls(), alpha=0.0)
+    torch.testing.assert_close(beside(a, 2 * x - 1), shifted, rtol=1e-5, atol=1e-6)
+    nested = WeightedLoss({"pixel": SquaredError("tanh"), "mix": WeightedLoss({"ssim": cls()})})
+    part = nested.losses["mix"].losses["ssim"]
+    assert (part.low, part.data_range, nested.data_interval) == (-1.0, 2.0, (-1.0, 1.0))
+    assert (cls().low, cls().data_range, cls("sigmoid").data_interval) == (0.0, 1.0, (0.0, 1.0))
+    # what was given stays
+    given = WeightedLoss({"pixel": SquaredError("tanh"), "ssim": cls(low=0.0, data_range=1.0)}).losses["ssim"]
+    assert given.data_interval == (0.0, 1.0)
+
+
+def test_pixels_that_start_at_the_negative_find_the_image():
+    """Without the lower end of the range they stay: a correlation of -0.95 is a minimum there."""
+    image = torch.as_tensor(data.coins()[200:248, 200:248], dtype=torch.float32)[None, None]
+    x = 2 * image / 255 - 1
+
+    def correlation(loss):
+        a = torch.atanh(-0.95 * x).requires_grad_()
+        optimizer = torch.optim.Adam([a], lr=0.1)
+        for _ in range(150):
+            optimizer.zero_grad()
+            loss(a, x).sum().backward()
+            optimizer.step()
+        return torch.corrcoef(torch.stack([torch.tanh(a).detach().flatten(), x.flatten()]))[0, 1]
+
+    assert correlation(SSIMLoss("tanh")) > 0.9
+    assert correlation(SSIMLoss("tanh", low=0.0)) < -0.5
+
+
+def test_ranges_that_cannot_be_meant_are_told():
+    x = 2 * torch.rand(2, 1, 16, 16) - 1
+    with pytest.raises(ValueError, match=r"low: the targets reach from -.* begin at 0"):
+        SSIMLoss(data_range=2.0, low=0.0).check(x)
+    with pytest.warns(UserWarning, match="low: the targets reach from"):
+        SSIMLoss(data_range=2.0).check(x)
+    with pytest.warns(UserWarning, match=r"data_range: the targets reach from .* far less than data_range=255"):
+        SSIMLoss(data_range=255.0).check(x.abs())
+    with pytest.raises(ValueError, match="data_range: expected at least the span"):
+        MultiScaleSSIMLoss(data_range=1.0, low=-1.0).check(x)
+    with pytest.raises(ValueError, match="low: expected a finite number, got nan"):
+        SSIMLoss(low=float("nan"))
+    # what fits is silent, as are images without contrast and the rounding of a resize
+    SSIMLoss("tanh").check(x)
+    SSIMLoss().check(torch.zeros(1, 1, 16, 16))
+    SSIMLoss().check(x.abs().clamp(max=0.99) - 5e-4)
+
+
+def test_checkpoints_keep_the_range_that_was_given():
+    for loss in (SSIMLoss("tanh"), SSIMLoss(data_range=2.0, low=-1.0), SSIMLoss(data_range=255.0)):
+        again = rebuild(describe(loss))
+        assert (again.low, again.data_range) == (loss.low, loss.data_range)
+    # as written before there was low
+    before = {"activation": "sigmoid", "data_range": 1.0, "window_size": 7, "sigma": 1.0, "padding": "same"}
+    assert rebuild({"class_path": "lightning_ae.SSIMLoss", "init_args": before}).data_interval == (0.0, 1.0)

@@ -93,7 +93,7 @@ def test_a_mix_has_no_weights_but_alpha():
             lambda: ae.WeightedLoss({"a": nn.MSELoss()}),
             "losses: expected 'a' to be a Recon.*, got a MSELoss",
         ),
-        (lambda: ae.AlphaMix(ae.SquaredError(), ae.ImageGradients()), "'perceptual' to be a ReconstructionLoss"),
+        (lambda: ae.AlphaMix(ae.SquaredError(), ae.ImageGradients()), "^perceptual: expected a ReconstructionLoss"),
     ],
 )
 def test_what_is_no_loss_is_refused(build, message):

@@ -68,6 +68,7 @@ def test_density_is_reduced_over_ranks_by_sums():
     metric = FeatureDensity(2)
     assert {name: fn.__name__ for name, fn in metric._reductions.items()} == {
         "fired": "dim_zero_sum",
+        "undefined": "dim_zero_sum",
         "count": "dim_zero_sum",
     }
 
@@ -84,7 +85,7 @@ def test_dead_latents_are_those_that_never_fire_or_hardly():
 def test_codes_of_another_width_are_an_error(z):
     with pytest.raises(ValueError, match=r"z: expected codes \(B, 5\), got "):
         FeatureDensity(5).update(z)
-    with pytest.raises(ValueError, match="num_latents: expected a positive number, got 0"):
+    with pytest.raises(ValueError, match="num_latents: expected a positive whole number, got 0"):
         FeatureDensity(0)
 
 

@@ -251,7 +251,7 @@ def test_errors_at_the_door(measure):
 def test_other_errors():
     with pytest.raises(ValueError, match="bins: expected at least 2, got 1"):
         mutual_information_gap(V, V, bins=1)
-    with pytest.raises(ValueError, match="test_fraction: expected a share in"):
+    with pytest.raises(ValueError, match="test_fraction: expected a number in"):
         dci(V, V, test_fraction=1.0)
 
 

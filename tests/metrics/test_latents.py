@@ -80,7 +80,7 @@ def test_active_units_of_a_matrix_or_below_a_negative_threshold_are_an_error():
     with pytest.raises(ValueError, match=r"variance: expected \(D,\), got \(2, 3\)"):
         active_units(torch.ones(2, 3))
     for threshold in (-1.0, float("nan")):
-        with pytest.raises(ValueError, match="threshold: expected a number >= 0, got"):
+        with pytest.raises(ValueError, match="threshold: expected a finite number >= 0, got"):
             active_units(torch.ones(2), threshold)
 
 

@@ -80,3 +80,13 @@ def test_a_perfect_reconstruction_has_no_error():
     values = results(x, x)
     assert values["mse"] == values["mae"] == values["fvu"] == 0
     assert values["ssim"] == pytest.approx(1, abs=1e-6)
+
+
+def test_in_another_range_ssim_is_that_of_the_shifted_images():
+    preds, x = images(side=180)
+    for data_range, low in ((2.0, -1.0), (255.0, 0.0), (4.0, 3.0)):
+        moved = reconstruction_metrics(x.shape[1:], data_range, low=low)
+        moved.update(data_range * preds + low, data_range * x + low)
+        expected = results(preds, x)
+        for name in ("psnr", "ssim", "ms_ssim"):
+            assert moved.compute()[name].item() == pytest.approx(expected[name], rel=1e-4), name

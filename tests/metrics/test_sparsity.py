@@ -186,7 +186,7 @@ def test_too_few_latents_are_an_error_that_names_the_shape(measure, least, shape
 
 @pytest.mark.parametrize("eps", [-0.1, float("nan")])
 def test_an_eps_that_is_no_threshold_is_an_error(eps):
-    with pytest.raises(ValueError, match="eps: expected a number >= 0, got"):
+    with pytest.raises(ValueError, match="eps: expected a finite number >= 0, got"):
         l0(torch.ones(2, 2), eps)
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torchmetrics.functional.image import structural_similarity_index_measure
 
 import lightning_ae as ae
 from lightning_ae.codes import Code, CodeOutput
@@ -100,6 +101,63 @@ def test_a_dict_may_have_another_key():
         model().get_input({"image": x})
     with pytest.raises(TypeError, match="got str"):
         model().get_input("image")
+
+
+def test_batches_of_loaders_by_name_are_found_and_others_described():
+    x, y = torch.rand(4, 6), torch.rand(4)
+    assert model(batch_key="u").get_input({"u": [x, y], "v": [y]}) is x
+    with pytest.raises(
+        TypeError, match=r"^batch: expected a tensor, .* got \[\(tensor \(4, 6\), tensor \(4,\)\), \(tensor"
+    ):
+        model().get_input([(x, y), (x, y)])
+    with pytest.raises(TypeError, match=r"\(batch_key\), got \{'x': \{'y': tensor \(4, 6\)\}\}"):
+        model().get_input({"x": {"y": x}})
+    with pytest.raises(ValueError, match=r"batch_key: the batch has no 'x', only \['1', 'u'\]"):
+        model().get_input({"u": x, 1: x})
+
+
+def test_it_trains_on_the_loader_that_is_named(make_trainer):
+    loaders = {name: torch.utils.data.DataLoader(torch.rand(8, 6), batch_size=4) for name in ("u", "v")}
+    seen = []
+
+    class Looks(ae.Autoencoder):
+        def training_step(self, batch, batch_idx):
+            seen.append(batch)
+            return super().training_step(batch, batch_idx)
+
+    encoder, decoder = torch.nn.Linear(6, 2), torch.nn.Linear(2, 6)
+    trained = Looks(encoder, decoder, batch_key="v")
+    make_trainer(max_epochs=1).fit(trained, loaders)
+    assert [set(batch) for batch in seen] == [{"u", "v"}] * 2
+    torch.testing.assert_close(trained.get_input(seen[0]), seen[0]["v"])
+
+
+def test_of_a_list_of_loaders_it_says_that_the_first_alone_is_trained_on(make_trainer):
+    loaders = [torch.utils.data.DataLoader(torch.rand(8, 6), batch_size=4) for _ in range(2)]
+    with pytest.warns(UserWarning, match="A list of 2 loaders: .* is trained on the first alone"):
+        make_trainer(max_epochs=1).fit(model(), loaders)
+
+
+@pytest.mark.parametrize("stage", ["fit", "validate", "test"])
+def test_an_empty_later_batch_is_named(make_trainer, stage):
+    batches = [torch.rand(4, 6), torch.rand(0, 6)]
+    loader = torch.utils.data.DataLoader(batches, batch_size=None)
+    with pytest.raises(ValueError, match=r"^x: expected a batch \(B, \*event\) with B > 0, got \(0, 6\)"):
+        getattr(make_trainer(max_epochs=1), stage)(model(), loader)
+
+
+def test_data_without_a_logarithm_are_refused(make_trainer):
+    counts = ae.MLPAutoencoder(6, 2, hidden=(3,), input_transform="log1p")
+    counts.check_input(torch.full((2, 6), -0.9))
+    loader = torch.utils.data.DataLoader(torch.full((4, 6), -1.5), batch_size=2)
+    with pytest.raises(ValueError, match=r"^x: expected numbers above -1 for input_transform='log1p', got some"):
+        make_trainer(max_epochs=1).fit(counts, loader)
+
+
+def test_the_first_batch_of_each_loader_is_looked_at(make_trainer):
+    good, bad = (torch.utils.data.DataLoader(torch.full((4, 6), value), batch_size=2) for value in (0.5, float("nan")))
+    with pytest.raises(ValueError, match="x: expected finite numbers"):
+        make_trainer().validate(model(), [good, bad], verbose=False)
 
 
 def test_the_step_gives_detached_outputs_for_callbacks():
@@ -492,7 +550,7 @@ def test_a_loss_that_stops_being_finite_is_warned_of(make_trainer):
     x = torch.rand(64, 6)
     x[1:] = torch.where(torch.arange(63)[:, None] > 40, math.inf, x[1:])
     loader = torch.utils.data.DataLoader(x, batch_size=8)
-    with pytest.warns(UserWarning, match=r"train/loss is not finite at step 8: look for NaN in the data"):
+    with pytest.warns(UserWarning, match=r"train/reconstruction is not finite: look for NaN in the data .* at step 8"):
         make_trainer(log_every_n_steps=8).fit(model(), loader)
 
 
@@ -500,6 +558,30 @@ def test_float64_data_for_float32_weights_are_an_error(make_trainer):
     loader = torch.utils.data.DataLoader(torch.rand(8, 6, dtype=torch.float64), batch_size=4)
     with pytest.raises(TypeError, match=r"expected torch.float32 as the weights are, got float64"):
         make_trainer().fit(model(), loader)
+
+
+@pytest.mark.parametrize("activation", ["tanh", "sigmoid"])
+def test_ssim_in_validation_is_that_of_intensities_from_0_to_1(activation, make_trainer):
+    """The same pictures in [-1, 1] for a tanh and in [0, 1] for a sigmoid: the same similarity to the same output."""
+    x = torch.rand(4, 1, 12, 12, generator=torch.Generator().manual_seed(0))
+    loader = torch.utils.data.DataLoader(2 * x - 1 if activation == "tanh" else x, batch_size=4)
+    m = ae.ConvAutoencoder((1, 12, 12), 2, channels=(4,), loss=ae.SquaredError(activation))
+    trainer = make_trainer()
+    trainer.validate(m, loader, verbose=False)
+    x_hat = m.reconstruct(next(iter(loader))).detach()
+    x_hat = (x_hat + 1) / 2 if activation == "tanh" else x_hat
+    expected = structural_similarity_index_measure(x_hat, x, data_range=1.0)
+    torch.testing.assert_close(trainer.callback_metrics["val/ssim"], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("x", [torch.rand(4, 1, 12, 12) - 0.5, 255 * torch.rand(4, 1, 12, 12)])
+def test_images_of_an_unknown_range_are_warned_of_unless_the_loss_names_it(x):
+    m = ae.ConvAutoencoder((1, 12, 12), 2, channels=(4,))
+    with pytest.warns(UserWarning, match="psnr and ssim take images to have a range of 1, from 0 on"):
+        m.configure_metrics(x)
+    loss = ae.WeightedLoss({"pixel": ae.SquaredError(), "ssim": ae.SSIMLoss(low=-0.5, data_range=300.0)})
+    metrics = ae.ConvAutoencoder((1, 12, 12), 2, channels=(4,), loss=loss).configure_metrics(x)
+    assert (metrics["ssim"].low, metrics["ssim"].data_range) == (-0.5, 300.0)
 
 
 def test_images_of_another_range_are_warned_of(make_trainer):
@@ -584,7 +666,7 @@ def test_two_terms_of_one_name_are_an_error(name):
 
 
 @pytest.mark.parametrize("build", [ae.LinearAutoencoder, ae.MLPAutoencoder, ae.DenoisingAutoencoder])
-@pytest.mark.parametrize("size", [0, -1, 1.5])
-def test_a_latent_without_dimensions_is_an_error(build, size):
-    with pytest.raises(ValueError, match="latent_dim: expected a positive whole number"):
+@pytest.mark.parametrize(("size", "error"), [(0, ValueError), (-1, ValueError), (1.5, TypeError)])
+def test_a_latent_without_dimensions_is_an_error(build, size, error):
+    with pytest.raises(error, match="latent_dim: expected a positive whole number"):
         build(6, size)

@@ -442,8 +442,8 @@ def build(decoders=None, scales=SCALES, **options):
         (lambda: ae.optimal_gains([torch.ones(1, 1, 2)], torch.ones(1, 1, 2), [1.0, 2.0]), "level_weights: expected 1"),
         (lambda: ae.optimal_gains([torch.ones(3, 1, 2)], torch.ones(1, 3, 2), [1.0]), "parts: expected tensors of the"),
         (lambda: ae.optimal_gains([], torch.ones(1, 3, 2), []), "parts: expected tensors of the shape"),
-        (lambda: setattr(build(), "detail", -1), "detail: expected a number of scales >= 0, got -1"),
-        (lambda: setattr(build(), "detail", math.nan), "detail: expected a number of scales >= 0, got nan"),
+        (lambda: setattr(build(), "detail", -1), "detail: expected a finite number >= 0, got -1"),
+        (lambda: setattr(build(), "detail", math.nan), "detail: expected a finite number >= 0, got nan"),
     ],
 )
 def test_numbers_and_decoders_that_do_not_fit_are_refused(make, message):

@@ -502,7 +502,7 @@ def test_codes_outside_of_the_support_of_the_loss_above_are_told_before_training
     model = ae.StackedAutoencoder([below, ae.MLPAutoencoder(4, 2, loss=ae.BernoulliNLL())])
     statistics, x = below.encoder.layers[1].running_mean.clone(), torch.rand(8, 6)
     random = torch.get_rng_state()
-    with pytest.raises(ValueError, match=r"levels\.1: on the codes of the level below: BernoulliNLL: targets must lie"):
+    with pytest.raises(ValueError, match=r"levels\.1: on the codes of the level below: x: BernoulliNLL: targets must"):
         model.check_input(x)
     assert model.levels[0].training
     assert torch.equal(below.encoder.layers[1].running_mean, statistics)

@@ -615,7 +615,7 @@ def test_a_loss_that_is_no_density_has_no_evidence(call):
         (lambda model, x: model.traverse(x, 2, [0.0]), "dim: expected a latent from 0 to 1, got 2"),
         (lambda model, x: model.traverse(x, -3, [0.0]), "dim: expected a latent from 0 to 1, got -3"),
         (lambda model, x: model.traverse(x, 0, []), r"values: expected a sequence of finite numbers, got \[\]"),
-        (lambda model, x: model.traverse(x, 0, [float("nan")]), "values: expected a sequence of finite numbers"),
+        (lambda model, x: model.traverse(x, 0, [float("nan")]), "values: expected a finite number, got nan"),
     ],
 )
 def test_arguments_are_checked(call, message):

@@ -91,5 +91,5 @@ def test_bad_arguments_are_named():
     x, dictionary = problem()
     with pytest.raises(ValueError, match=r"dictionary: expected x \(B, d\) and a dictionary \(d, k\)"):
         sparse_encode(x, dictionary.T, 1.0)
-    with pytest.raises(ValueError, match="weight: expected a number >= 0, got -1"):
+    with pytest.raises(ValueError, match="weight: expected a finite number >= 0, got -1"):
         sparse_encode(x, dictionary, -1.0)

@@ -93,7 +93,7 @@ def test_bad_points_are_refused():
         ParetoFront([0.5], [[1.0, 2.0, 3.0]])
     with pytest.raises(ValueError, match="models: expected 1"):
         ParetoFront([0.5], [[1.0, 2.0]], [nn.Identity(), nn.Identity()])
-    with pytest.raises(ValueError, match="reference: expected two finite"):
+    with pytest.raises(ValueError, match="reference: expected"):
         make_front([[1, 1]]).hypervolume((1.0, math.inf))
     with pytest.raises(ValueError, match="no point is finite"):
         make_front([[math.nan, 1]]).knee()

@@ -7,16 +7,22 @@ import pytest
 import torch
 from sklearn.linear_model import Ridge
 from torch import nn
+from torch.autograd.functional import jacobian
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler, TensorDataset
 
 from lightning_ae import (
     Autoencoder,
+    BatchTopKCode,
     ConstraintPenalty,
     ContractiveAutoencoder,
     ConvAutoencoder,
+    DictionaryAutoencoder,
     Divergence,
+    FiniteScalarQuantizerCode,
+    GatedCode,
     GaussianNLL,
     JacobianPenalty,
+    JumpReLUCode,
     LinearAutoencoder,
     LinearDecoder,
     LinearEncoder,
@@ -25,7 +31,9 @@ from lightning_ae import (
     Penalty,
     PoissonNLL,
     TensorDataModule,
+    TopKCode,
     Total,
+    VectorQuantizerCode,
     WeightPrior,
 )
 
@@ -202,7 +210,7 @@ class TestWeightPrior:
     @pytest.mark.parametrize("name", ["noise_variance", "prior_variance", "num_examples"])
     @pytest.mark.parametrize("value", [0, -1])
     def test_numbers_that_are_not_positive_are_an_error(self, name, value):
-        with pytest.raises(ValueError, match=f"{name}: expected a positive number, got {value}"):
+        with pytest.raises(ValueError, match=f"{name}: expected a positive (whole )?number, got {value}"):
             WeightPrior(**{name: value})
 
 
@@ -321,7 +329,7 @@ def test_batch_normalisation_has_no_jacobian_of_an_example(num_projections):
 
 @pytest.mark.parametrize("num_projections", [0, -1])
 def test_the_number_of_projections_must_be_positive(num_projections):
-    with pytest.raises(ValueError, match="num_projections: expected a positive number or None, got"):
+    with pytest.raises(ValueError, match="num_projections: expected a positive whole number, got"):
         JacobianPenalty(num_projections=num_projections)
 
 
@@ -477,3 +485,47 @@ def test_weights_are_plain_attributes_read_at_every_step():
         step = model.training_step(x, 0)
         assert step["loss"].item() == pytest.approx(error + weight * length, rel=1e-5)
         assert step["terms"]["norm"].item() == pytest.approx(length, rel=1e-5)  # logged raw
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (MLPAutoencoder(6, 4, code=VectorQuantizerCode(8, 2)), "VectorQuantizerCode is constant almost everywhere"),
+        (MLPAutoencoder(6, 4, code=FiniteScalarQuantizerCode([3, 3])), "FiniteScalarQuantizerCode is constant"),
+        (DictionaryAutoencoder(6, 12, TopKCode(2)), "DictionaryAutoencoder with TopKCode keeps only what it selects"),
+        (DictionaryAutoencoder(6, 12, BatchTopKCode(2)), "DictionaryAutoencoder with BatchTopKCode"),
+    ],
+)
+@pytest.mark.parametrize("num_projections", [None, 3])
+def test_codes_without_a_jacobian_are_refused_by_name(model, message, num_projections):
+    x = torch.randn(3, 6)
+    with pytest.raises(TypeError, match=f"JacobianPenalty: {message}"):
+        JacobianPenalty(num_projections=num_projections)(x, model(x), model)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        MLPAutoencoder(6, 8, hidden=(10,), code=TopKCode(3)),
+        DictionaryAutoencoder(6, 12, JumpReLUCode(12, 0.1, init_threshold=0.5)),
+        DictionaryAutoencoder(6, 12, GatedCode(12, 0.1)),
+    ],
+)
+def test_sparse_codes_with_a_dense_latent_have_the_jacobian_of_what_is_on(model):
+    x = torch.randn(3, 6)
+    expected = [jacobian(lambda row: model.encode(row[None])[0], row).square().sum() for row in x]
+    torch.testing.assert_close(penalty_of(JacobianPenalty(), model, x), torch.stack(expected))
+
+
+@pytest.mark.parametrize("hidden", [(), (10,)])
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
+def test_in_validation_it_is_what_it_is_in_training(hidden, mode):
+    """torch 2.6 takes derivatives of inference tensors to be 0."""
+    model = ContractiveAutoencoder(6, 3, hidden=hidden)
+    x = torch.randn(4, 6)
+    expected = penalty_of(JacobianPenalty(), model, x).detach()
+    assert (expected > 0).all()
+    with mode():
+        raw = penalty_of(JacobianPenalty(), model, x.clone())
+    assert not raw.requires_grad
+    torch.testing.assert_close(raw, expected)

@@ -8,6 +8,7 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_ae.callbacks.schedules.schedule import Schedule
+from lightning_ae.checks import check_share, check_whole
 
 
 class LinearSchedule(Schedule):
@@ -136,12 +137,8 @@ class CyclicalSchedule(Schedule):
         whole: bool = False,
     ) -> None:
         super().__init__(attribute, start, end, begin=begin, duration=duration, whole=whole)
-        if not isinstance(cycles, int) or isinstance(cycles, bool) or cycles < 1:
-            raise ValueError(f"cycles: expected a positive whole number, got {cycles!r}.")
-        if not 0 < ramp <= 1:
-            raise ValueError(f"ramp: expected a share in (0, 1], got {ramp!r}.")
-        self.cycles = cycles
-        self.ramp = ramp
+        self.cycles = check_whole("cycles", cycles)
+        self.ramp = check_share("ramp", ramp, "(]")
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """As for the others; warn of cycles that are too short to rise."""

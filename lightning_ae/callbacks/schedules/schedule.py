@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_ae.callbacks.schedules.reads import Read, Reads
 from lightning_ae.callbacks.schedules.targets import Target
+from lightning_ae.checks import check_finite, check_flag, check_type
 from lightning_ae.diagnostics.watch.eager import Eager
 from lightning_ae.models.recorder import has_stepped, is_log_step
 
@@ -36,15 +37,11 @@ class Schedule(L.Callback):
         whole: bool = False,
     ) -> None:
         super().__init__()
-        if not isinstance(attribute, str):
-            raise TypeError(f"attribute: expected a dotted path, got {attribute!r}.")
+        check_type("attribute", attribute, str)
         if not all(attribute.split(".")):
             raise ValueError(f"attribute: expected a dotted path, got {attribute!r}.")
-        for name, number in (("start", start), ("end", end), ("begin", begin), ("duration", duration)):
-            if isinstance(number, bool) or not isinstance(number, (int, float)):
-                raise TypeError(f"{name}: expected a number, got {number!r} of type {type(number).__name__}.")
-            if not math.isfinite(number):
-                raise ValueError(f"{name}: expected a finite number, got {number}.")
+        start, end = check_finite("start", start), check_finite("end", end)
+        begin, duration = check_finite("begin", begin), check_finite("duration", duration)
         if begin < 0 or (isinstance(begin, float) and begin >= 1):
             raise ValueError(f"begin: expected steps >= 0 (an int) or a fraction in [0, 1) (a float), got {begin!r}.")
         if duration <= 0 or (isinstance(duration, float) and duration > 1):
@@ -52,8 +49,9 @@ class Schedule(L.Callback):
             raise ValueError(f"duration: expected {expected}, got {duration!r}.")
         self.attribute = attribute
         self.start, self.end = start, end
-        self.begin, self.duration = begin, duration
-        self.whole = whole
+        self.begin: int | float = begin
+        self.duration: int | float = duration
+        self.whole = check_flag("whole", whole)
         self._target: Target | None = None
         self._total: int | None = None
         self._current: float | None = None

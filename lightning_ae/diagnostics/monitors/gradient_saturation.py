@@ -242,9 +242,8 @@ class GradientSaturationMonitor(Monitor):
         from_activation: bool,
         accumulated: int,
     ) -> None:
-        # our losses are sums over the event, averaged over the batch
-        reduction = "batch" if isinstance(module, Autoencoder) else self.reduction
-        x = module.get_input(batch) if isinstance(module, Autoencoder) else first_tensor(batch)
+        reduction = "batch" if isinstance(module, Autoencoder) else self.reduction  # ours sum over the event
+        x, mask = module.observed(batch) if isinstance(module, Autoencoder) else (first_tensor(batch), None)
         for value, grad, unscale in pairs:
             own = module.loss if isinstance(module, Autoencoder) and not from_activation else None
             if own is None and (x is None or x.numel() != value.numel() or len(x) != len(value)):
@@ -255,6 +254,7 @@ class GradientSaturationMonitor(Monitor):
             part = part_of(x.shape, self._number, MOST_NUMBERS)
             given, prediction = x[part], value[part]
             prediction = prediction if own is None else own.prediction(prediction, given)
+            given = given if mask is None else torch.where(mask[part], given, prediction.reshape(given.shape))
             size = {"elements": grad.numel(), "batch": len(grad), "sum": 1}[reduction]
             slopes = full_precision(grad[part]).abs().mul_(size * accumulated)
             slopes = slopes * unscale if isinstance(unscale, Tensor) else slopes

@@ -25,9 +25,9 @@ from lightning_ae.diagnostics.watch.part import MOST_NUMBERS, part_of
 from lightning_ae.diagnostics.watch.trace import Trace, same_numbers
 from lightning_ae.losses.base import ReconstructionLoss, full_precision
 from lightning_ae.models import Autoencoder
+from lightning_ae.models.batches import imputed
 
-#: Comparisons of a step that are followed.
-MOST_PAIRS = 6
+MOST_PAIRS = 6  # comparisons of a step that are followed
 
 
 class Moment(NamedTuple):
@@ -153,7 +153,7 @@ class OutputMonitor(StructureMonitor):
                 self.curve.add("varies", self._step, some.ne(some[:1]).any().float())
         self.batch_size = max(self.batch_size, 0 if x is None or x.ndim == 0 else len(x))
         if isinstance(module, Autoencoder) and isinstance(outputs, Mapping) and "output" in outputs:
-            x, params = module.get_input(batch), outputs["output"].params.detach()
+            x, params = imputed(module, batch, outputs["output"]), outputs["output"].params.detach()
             self._named = module.loss.output_range
             self.pairs = {"output": Pair(type(module.loss).__name__, [module.loss.output_activation], is_data=True)}
             self._add_terms(module, outputs["terms"])

@@ -78,7 +78,7 @@ class ExampleMonitor(Monitor):
         kept = {name: found for name, found in heard if found is not None}
         x = first_tensor(batch)
         if isinstance(module, Autoencoder) and isinstance(outputs, Mapping) and "output" in outputs:
-            x, params = module.get_input(batch), outputs["output"].params
+            x, params = module.observed(batch)[0], outputs["output"].params
             if isinstance(params, Tensor) and x.ndim > 1 and len(params) == len(x):
                 rows = _rows(x)
                 x_hat = module.loss.prediction(params[:rows].detach(), x[:rows])
