@@ -139,8 +139,9 @@ class Recorder(L.Callback):
         self, means: Mapping[str, Tensor], trainer: L.Trainer, model: L.LightningModule, stage: str = "train"
     ) -> None:
         if not self._warned:
-            # reads from the device, where the logger is about to
-            said = impossible({name: float(value) for name, value in means.items()}, _recorded(model).loss.lower_bound)
+            # read from the device at once, where the logger is about to
+            values = torch.stack([value.float() for value in means.values()]).tolist() if means else []
+            said = impossible(dict(zip(means, values, strict=True)), _recorded(model).loss.lower_bound)
             if said:
                 self._warned = True
                 rank_zero_warn(f"{stage}/{said} at step {trainer.global_step}.")

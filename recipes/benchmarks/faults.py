@@ -265,10 +265,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     return json.loads(text)
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    """Command-line arguments."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--half", choices=("fit", "held", "all"), default="all", help="tune thresholds on fit only")
+def arguments(description: str | None, half: str, out: str) -> argparse.ArgumentParser:
+    """The arguments of all benchmarks on these runs."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--half", choices=("fit", "held", "all"), default=half, help="tune on fit only")
     parser.add_argument("--kinds", nargs="*", help="names of faults, or 'healthy'; all unless given")
     parser.add_argument("--hosts", nargs="*", choices=list(HOSTS), help="all unless given")
     parser.add_argument("--lengths", nargs="*", type=int, default=[SHORT, LONG], help="steps of a run")
@@ -276,8 +276,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--full", action="store_true", help="faults at each length with each seed")
     parser.add_argument("--jobs", type=int, default=2, help="processes, of one thread each")
     parser.add_argument("--tiny", action="store_true", help="a handful of short runs")
-    parser.add_argument("--verbose", action="store_true", help="print every finding")
-    parser.add_argument("--out", type=Path, default=Path("outputs/faults"), help="output folder")
+    parser.add_argument("--verbose", action="store_true", help="print what was found, or tried")
+    parser.add_argument("--out", type=Path, default=Path("outputs") / out, help="output folder")
+    return parser
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """Command-line arguments."""
+    parser = arguments(__doc__, half="all", out="faults")
     args = parser.parse_args(argv)
     if args.tiny:
         args.kinds, args.hosts = args.kinds or ["healthy", *TINY_KINDS], args.hosts or TINY_HOSTS

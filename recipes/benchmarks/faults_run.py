@@ -114,6 +114,24 @@ class Report(ae.DiagnosticsReport):
         return
 
 
+def fit(model: Trained, train: TensorDataset, val: TensorDataset, k: Knobs, callbacks: Any = None) -> None:
+    """For as many steps as the knobs have, with eight validations and no word."""
+    trainer = L.Trainer(
+        max_epochs=-1,
+        max_steps=k.steps,
+        val_check_interval=max(1, k.steps // 8),
+        check_val_every_n_epoch=None,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        callbacks=callbacks,
+    )
+    trainer.fit(model, DataLoader(train, k.batch, shuffle=True), DataLoader(val, 1000))
+
+
 def run(k: Knobs, seed: int) -> dict[str, Any]:
     """Train with the report attached; its findings, the held-out error, and what was raised, if anything."""
     torch.set_num_threads(1)
@@ -125,20 +143,7 @@ def run(k: Knobs, seed: int) -> dict[str, Any]:
         report = Report(k.told, every_n_steps=max(1, k.steps // 50), folder=folder, quiet=True)
         try:
             model, (train, val) = build(k), split(k)
-            trainer = L.Trainer(
-                max_epochs=-1,
-                max_steps=k.steps,
-                val_check_interval=max(1, k.steps // 8),
-                check_val_every_n_epoch=None,
-                accelerator="cpu",
-                logger=False,
-                enable_checkpointing=False,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-                num_sanity_val_steps=0,
-                callbacks=report,
-            )
-            trainer.fit(model, DataLoader(train, k.batch, shuffle=True), DataLoader(val, 1000))
+            fit(model, train, val, k, report)
             error = held_out_error(model, val, k)
         except Exception as problem:  # a refusal is a result, too
             raised = f"{type(problem).__name__}: {problem}".splitlines()[0][:200]

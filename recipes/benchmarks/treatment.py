@@ -45,10 +45,10 @@ import torch
 from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from faults import cases, half_of, mean, number
-from faults_hosts import LONG, SHORT, split
-from faults_run import build, held_out_error
-from faults_table import HOSTS, Case
+from faults import arguments, cases, half_of, mean, number
+from faults_hosts import SHORT, split
+from faults_run import build, fit, held_out_error
+from faults_table import Case
 
 import lightning_ae as ae
 from lightning_ae.diagnostics.remedies import ByHand
@@ -84,19 +84,7 @@ def twin_error(host: str, steps: int, seed: int) -> float:
     k = Case(None, host, steps, seed).knobs
     L.seed_everything(seed, verbose=False)
     model, (train, val) = build(k), split(k)
-    trainer = L.Trainer(
-        max_epochs=-1,
-        max_steps=k.steps,
-        val_check_interval=max(1, k.steps // 8),
-        check_val_every_n_epoch=None,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-    )
-    trainer.fit(model, DataLoader(train, k.batch, shuffle=True), DataLoader(val, 1000))
+    fit(model, train, val, k)
     return held_out_error(model, val, k)
 
 
@@ -318,18 +306,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Command-line arguments."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--half", choices=("fit", "held", "all"), default="held", help="tune prescriptions on fit only")
-    parser.add_argument("--kinds", nargs="*", help="names of faults, or 'healthy'; all unless given")
-    parser.add_argument("--hosts", nargs="*", choices=list(HOSTS), help="all unless given")
-    parser.add_argument("--lengths", nargs="*", type=int, default=[SHORT, LONG], help="steps of a run")
-    parser.add_argument("--seed", "--seeds", dest="seeds", nargs="*", type=int, default=[0, 1])
+    parser = arguments(__doc__, half="held", out="treatment")
     parser.add_argument("--trials", type=int, default=4, help="fits after the first")
-    parser.add_argument("--full", action="store_true", help="faults at each length with each seed")
-    parser.add_argument("--jobs", type=int, default=2, help="processes, of one thread each")
-    parser.add_argument("--tiny", action="store_true", help="a handful of short runs")
-    parser.add_argument("--verbose", action="store_true", help="print every trial")
-    parser.add_argument("--out", type=Path, default=Path("outputs/treatment"), help="output folder")
     args = parser.parse_args(argv)
     if args.tiny:
         args.kinds, args.hosts = args.kinds or TINY_KINDS, args.hosts or TINY_HOSTS
