@@ -78,6 +78,8 @@ class GreedyLevels(L.Callback):
         )
         self._before: list[tuple[Any, str, bool]] = []
         self._applied: int | str | None = "nothing yet"
+        self._level: float | None = None
+        self._logged: float | None = None
 
     def level_of(self, epoch: int, num_levels: int) -> int | None:
         """The level that is trained in an epoch, counted from 0; None if all are."""
@@ -95,10 +97,19 @@ class GreedyLevels(L.Callback):
 
     # -- Lightning --------------------------------------------------------------------------------------------
 
+    def state_dict(self) -> dict[str, Any]:
+        """What was logged last, which a resumed run does not log again."""
+        return {"logged": self._logged}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on after it."""
+        self._logged = state_dict.get("logged")
+
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuse what is not right."""
         if stage != "fit":
             return
+        self._logged = None  # before a checkpoint's is loaded
         if not isinstance(pl_module, StackedAutoencoder):
             raise TypeError(f"GreedyLevels: expected a StackedAutoencoder, got a {type(pl_module).__name__}.")
         n, epochs = len(pl_module.levels), self._epochs(len(pl_module.levels))
@@ -133,6 +144,17 @@ class GreedyLevels(L.Callback):
         """Begin the phase of this epoch."""
         self._begin(trainer, pl_module)
 
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Log the phase with its first batch, as only then a resumed run knows its step."""
+        if self._level is not None and self._level != self._logged:
+            self._logged = self._level
+            for logger in trainer.loggers:
+                logger.log_metrics(
+                    {"greedy/level": self._level}, step=trainer.fit_loop.epoch_loop._batches_that_stepped
+                )
+
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: StackedAutoencoder) -> None:  # type: ignore[override]
         """Stop after the last epoch of fine-tuning."""
         self._stop(trainer, pl_module, trainer.current_epoch + 1)
@@ -162,10 +184,8 @@ class GreedyLevels(L.Callback):
                 _start_anew(optimizer)
         model.training_level = level
         self._freeze(model, level)
-        number = float(len(model.levels) if level is None else level)
-        trainer.callback_metrics["greedy/level"] = torch.tensor(number)
-        for logger in trainer.loggers:
-            logger.log_metrics({"greedy/level": number}, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
+        self._level = float(len(model.levels) if level is None else level)
+        trainer.callback_metrics["greedy/level"] = torch.tensor(self._level)
 
     def _freeze(self, model: StackedAutoencoder, level: int | None) -> None:
         for owner, name, value in self._before:

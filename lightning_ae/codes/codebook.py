@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from lightning_ae.exporting import exporting
+
 #: Distances held at once.
 _CHUNK = 2**24
 #: 2³² over the golden ratio.
@@ -33,7 +35,8 @@ def nearest(x: Tensor, codebook: Tensor) -> Tensor:
         centre = codebook.mean(0)  # far from the origin differences would be lost in rounding
         codes = codebook - centre
         half = codes.square().sum(1) / 2
-        parts = torch.split(x, max(1, _CHUNK // len(codebook)))
+        # a graph for any number of rows has one part
+        parts = (x,) if exporting() else torch.split(x, max(1, _CHUNK // len(codebook)))
         found = [torch.addmm(half, part - centre, codes.T, alpha=-1).argmin(1) for part in parts]
         return found[0] if len(found) == 1 else torch.cat(found)
 

@@ -12,6 +12,7 @@ from torch.nn import functional
 from lightning_ae.checks import check_floating, check_whole
 from lightning_ae.codes.identity import CodeOutput
 from lightning_ae.codes.priced import PricedCode, norm1, per_latent
+from lightning_ae.exporting import exporting
 
 
 class GatedCode(PricedCode):
@@ -68,9 +69,11 @@ class GatedCode(PricedCode):
     def forward(self, h: Tensor) -> CodeOutput:
         """Latent and charge; the gates are kept for :meth:`auxiliary`."""
         check_floating("h", h)
-        self._gates = functional.relu(h)
+        gates = functional.relu(h)
+        if not exporting():
+            self._gates = gates
         z = self.encode(h)
-        return CodeOutput(z, self._penalties(z, norm1(self._gates)))
+        return CodeOutput(z, self._penalties(z, norm1(gates)))
 
     def auxiliary(self, score: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
         """The loss of decoding the gates of the latest forward pass, ``"gate"``."""

@@ -174,7 +174,7 @@ class GaussianCode(KeepsAttributes, Code):
         if self.covariance == "diagonal":
             return _Parts(mean, log_scale, None)
         rows, columns = torch.tril_indices(size, size, -1, device=h.device)
-        below = wide.new_zeros(len(h), size, size)
+        below = wide.new_zeros(h.shape[0], size, size)
         below[:, rows, columns] = wide[:, 2 * size :]
         return _Parts(mean, log_scale, below)
 

@@ -24,7 +24,8 @@ class _JumpReLU(torch.autograd.Function):
     @staticmethod
     def forward(h: Tensor, threshold: Tensor, bandwidth: float) -> tuple[Tensor, Tensor]:
         active = ~(h <= threshold)  # NaN is active, and stays NaN
-        return torch.where(active, h, 0), active.flatten(1).sum(1, dtype=torch.float32)
+        wide = torch.promote_types(h.dtype, torch.float32)
+        return torch.where(active, h, 0), active.flatten(1).sum(1, dtype=wide)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, float], output: tuple[Tensor, Tensor]) -> None:

@@ -15,8 +15,8 @@ from lightning_ae.rebuildable import KeepsAttributes
 
 
 def count_active(z: Tensor) -> Tensor:
-    """Latents of each example that are not zero, ``(B,)`` float32."""
-    return (z != 0).flatten(1).sum(1, dtype=torch.float32)
+    """Latents of each example that are not zero, ``(B,)``, in float32 or wider."""
+    return (z != 0).flatten(1).sum(1, dtype=torch.promote_types(z.dtype, torch.float32))
 
 
 def norm1(z: Tensor) -> Tensor:
@@ -143,7 +143,7 @@ class PricedCode(KeepsAttributes, Code):
         if self.controller is None:
             return {self.term: charge}
         active = charge.detach() if self.term == "l0" else count_active(z.detach())
-        if self.training and len(z):
+        if self.training and z.shape[0]:
             # not in a graph: torch 2.14 recomputes for backward what hangs on a buffer, from its changed value
             if not (self.managed or torch.compiler.is_compiling()):
                 self.controller.step()

@@ -60,7 +60,7 @@ class QuantizedCode(Code):
         if h.ndim < 2 or h.shape[1] == 0 or h.shape[1] % self.dim:
             raise ValueError(f"h: expected (B, g * {self.dim}, *spatial), got {tuple(h.shape)}.")
         wide = h.to(torch.promote_types(h.dtype, torch.float32))
-        return wide.reshape(len(h), h.shape[1] // self.dim, self.dim, *h.shape[2:]).movedim(2, -1)
+        return wide.reshape(h.shape[0], h.shape[1] // self.dim, self.dim, *h.shape[2:]).movedim(2, -1)
 
     def _merge(self, vectors: Tensor) -> Tensor:
         # one layout whatever the vectors come from: a decoder's kernels round differently for another one
@@ -191,7 +191,7 @@ class VectorQuantizerCode(KeepsAttributes, QuantizedCode):
             if self.training:
                 self._remember(rows.detach())
             nothing = self.codebook.sum() * 0  # in the graph: DDP would miss a parameter
-            return CodeOutput(h, {name: nothing.expand(len(h)) for name in self.weights()})
+            return CodeOutput(h, {name: nothing.expand(h.shape[0]) for name in self.weights()})
         indices = nearest(rows.detach(), self.codebook.detach().to(rows.dtype))
         if self.training:
             self._observe(rows.detach(), indices)

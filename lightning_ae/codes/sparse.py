@@ -234,12 +234,12 @@ class KLSparsityCode(KeepsAttributes, Code):
         wide = h.to(torch.promote_types(h.dtype, torch.float32))
         # in logarithms: a rate that rounds to 0 or 1 would have no gradient
         units = wide.transpose(0, 1).flatten(1)
-        count = math.log(max(units.shape[1], 1))
+        count = torch.ones_like(units[0]).sum().clamp_min(1).log()  # a tensor, as a graph may be for any batch
         log_on = functional.logsigmoid(units).logsumexp(1) - count
         log_off = functional.logsigmoid(-units).logsumexp(1) - count
         rho = self.target
         divergence = rho * (math.log(rho) - log_on) + (1 - rho) * (math.log1p(-rho) - log_off)
-        return CodeOutput(self.encode(h), {"kl_sparsity": divergence.sum().clamp_min(0).expand(len(h))})
+        return CodeOutput(self.encode(h), {"kl_sparsity": divergence.sum().clamp_min(0).expand(h.shape[0])})
 
     def weights(self) -> Mapping[str, float | Tensor]:
         """The weight of the divergence."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
+from torch.utils._pytree import register_pytree_node
 
 from lightning_ae.checks import check_floating, check_tensor, check_whole
 
@@ -124,6 +125,21 @@ class SparseCode:
         """Which latents are on in any example, bool ``(num_latents,)``."""
         counts = torch.zeros(self.num_latents, dtype=torch.int32, device=self.device)
         return counts.index_add_(0, self.indices.flatten(), (self.values != 0).flatten().int()) > 0
+
+
+def _leaves(z: SparseCode) -> tuple[list[Any], int]:
+    return [z.values, z.indices], z.num_latents
+
+
+def _from_leaves(leaves: Iterable[Any], num_latents: int) -> SparseCode:
+    z = SparseCode.__new__(SparseCode)  # unchecked, as what stands for tensors may come back here
+    z.values, z.indices = leaves
+    z.num_latents, z._order = num_latents, None
+    return z
+
+
+# so that it may be an input or output of torch.export and torch.func
+register_pytree_node(SparseCode, _leaves, _from_leaves, serialized_type_name="lightning_ae.SparseCode")
 
 
 class Order(NamedTuple):

@@ -67,7 +67,7 @@ class DiscretizedMixtureNLL(Likelihood):
 
     def _components(self, params: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Log-weights, means and scales, ``(B, K, *event)``; the latter two in bins, counted from ``low``."""
-        shape = (len(params), 3, self.num_components, -1, *params.shape[2:])
+        shape = (params.shape[0], 3, self.num_components, -1, *params.shape[2:])
         logits, means, log_scales = full_precision(params).reshape(shape).unbind(1)
         half = (self.levels - 1) / 2
         log_scales = soft_limit(log_scales, math.log(_NARROWEST / half), _WIDEST)

@@ -105,9 +105,12 @@ class _MeanDissimilarity(torch.autograd.Function):
         luminance: bool,
         needs: tuple[bool, bool],
     ) -> Tensor:
-        size = len(x) if torch.compiler.is_compiling() else max(1, CHUNK // max(1, x[:1].numel()))
+        pairs: Any = [(x_hat, x)]  # a graph may be for any batch
+        if not torch.compiler.is_compiling():
+            size = max(1, CHUNK // max(1, x[:1].numel()))
+            pairs = zip(torch.split(x_hat, size), torch.split(x, size), strict=True)
         values, gradients = [], []
-        for a, b in zip(torch.split(x_hat, size), torch.split(x, size), strict=True):
+        for a, b in pairs:
             m = maps(a, b, blur, *constants)
             value, *units = _value_and_gradients(m, blur, luminance, needs)
             values.append(value)

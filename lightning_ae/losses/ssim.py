@@ -235,4 +235,4 @@ def _parts(x_hat: Tensor, x: Tensor, blur: Blur, c1: float, c2: float) -> SSIMPa
     structure = (0.25 * (m.var_u - m.var_v) + c2 / 2) / (deviations + c2 / 2)
     luminance, lost = half_dissimilarity(m, luminance=True)
     factors = (1 - 2 * (m.half_l + lost), luminance, contrast, structure)
-    return SSIMParts(*(factor.reshape(len(x), -1).mean(1) for factor in factors))
+    return SSIMParts(*(factor.reshape(x.shape[0], -1).mean(1) for factor in factors))

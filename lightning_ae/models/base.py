@@ -52,7 +52,8 @@ class Autoencoder(Rebuildable, RecordsArguments):
     ``train/<term>_epoch`` that over the epoch; nothing is read from the device in between.
 
     Subclass it to choose the boxes, or override :meth:`terms`, :meth:`objective`, :meth:`configure_metrics` or
-    :meth:`configure_optimizers`; the step is shared and need not be touched.
+    :meth:`configure_optimizers`; the step is shared and need not be touched. For ``torch.export``, whose graphs have a
+    ``code`` of their own, put it into a module: ``torch.export.export(nn.Sequential(model), ...)``.
 
     Args:
         encoder: any module from ``(B, *event)`` to ``h``.

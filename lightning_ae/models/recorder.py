@@ -24,7 +24,13 @@ from lightning_ae.losses.base import ReconstructionLoss, full_precision
 from lightning_ae.metrics.masked import masked_metrics
 from lightning_ae.models.batches import warn_of_unused_mask
 from lightning_ae.models.impossible import impossible
-from lightning_ae.models.resuming import random_state, set_random_state, settle_epoch
+from lightning_ae.models.resuming import (
+    gradients_so_far,
+    random_state,
+    set_gradients,
+    set_random_state,
+    settle_epoch,
+)
 from lightning_ae.models.running import RunningMeans
 from lightning_ae.models.sharding import shards_parameters
 
@@ -64,6 +70,7 @@ class Recorder(L.Callback):
         self._eval_means: dict[int, RunningMeans] = {}
         self._eval_metrics: dict[int, MetricCollection] = {}
         self._random_state: dict[str, Tensor] | None = None
+        self._gradients: dict[str, Tensor] = {}
         self._before_validation: dict[str, Tensor] | None = None
         self._codes: list[Code] = []
 
@@ -101,6 +108,8 @@ class Recorder(L.Callback):
         elif self._random_state is not None:
             set_random_state(self._random_state, pl_module.device)
         self._random_state = None
+        set_gradients(self._gradients, pl_module)
+        self._gradients = {}
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -254,22 +263,27 @@ class Recorder(L.Callback):
     # -- resuming ---------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Add what a resumed run needs to equal an uninterrupted one: the random state and the epoch's means.
+        """Add what a resumed run needs to equal an uninterrupted one.
 
-        On one device only: the file is written by one rank, and what the others have is not in it. Where
-        in its epoch the run is, is written down so that Lightning goes on there whatever ended it.
+        The gradients of an accumulation that is not over; on one device the random state and the epoch's means, which
+        are the ranks' own where there are several, and the file is written by one. Where in its epoch the run is, is
+        written down so that Lightning goes on there whatever ended it.
         """
         settle_epoch(checkpoint)
+        kept: dict[str, Any] = {"gradients": gradients} if (gradients := gradients_so_far(trainer, pl_module)) else {}
         if trainer.world_size == 1:
-            checkpoint["lightning_ae"] = {
-                "random_state": random_state(pl_module.device),
-                "train_means": self._train_means.state_dict(),
-            }
+            kept["random_state"] = random_state(pl_module.device)
+            kept["train_means"] = self._train_means.state_dict()
+        if kept:
+            checkpoint["lightning_ae"] = kept
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take up the interrupted run, if it is to go on."""
-        state = checkpoint.get("lightning_ae")
-        if state is not None and trainer.state.fn == TrainerFn.FITTING and trainer.world_size == 1:
+        state = checkpoint.get("lightning_ae", {})
+        if trainer.state.fn != TrainerFn.FITTING:
+            return
+        self._gradients = state.get("gradients", {})
+        if trainer.world_size == 1 and "random_state" in state:
             self._random_state = state["random_state"]
             self._train_means.load_state_dict(state["train_means"], trainer.strategy.root_device)
 

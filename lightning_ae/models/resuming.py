@@ -1,11 +1,15 @@
-"""What a run that is resumed needs besides weights: where it was, and its random numbers."""
+"""What a run that is resumed needs besides weights: where it was, random numbers, and gradients not yet used."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from torch import Tensor
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
+
+from lightning_ae.models.sharding import shards_parameters
 
 
 def settle_epoch(checkpoint: dict[str, Any]) -> None:
@@ -41,3 +45,32 @@ def set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
     torch.set_rng_state(state["cpu"].cpu())
     if "cuda" in state and device.type == "cuda":
         torch.cuda.set_rng_state(state["cuda"].cpu(), device)
+
+
+def gradients_so_far(trainer: Any, model: nn.Module) -> dict[str, Tensor]:
+    """Gradients by the name of their parameter that a run has added up for its next step; empty between two steps.
+
+    With several ranks their mean, which is what the step of a run that starts from it sees.
+    """
+    if trainer.state.fn != TrainerFn.FITTING or not trainer.lightning_module.automatic_optimization:
+        return {}
+    batches = trainer.fit_loop.epoch_loop.batch_progress
+    if batches.current.ready == 0 or not trainer.fit_loop._should_accumulate():
+        return {}
+    if shards_parameters(trainer) or batches.current.ready != batches.current.processed:
+        rank_zero_warn(
+            "The checkpoint is written between two optimizer steps and cannot hold the gradients of the batches since "
+            "the last one: a run resumed from it does without them."
+        )
+        return {}
+    kept = {name: p.grad.detach() for name, p in model.named_parameters() if p.grad is not None}
+    if trainer.world_size > 1:  # a reduction may be in place
+        return {name: trainer.strategy.reduce(grad.clone(), reduce_op="mean") for name, grad in kept.items()}
+    return {name: grad.clone() for name, grad in kept.items()}
+
+
+def set_gradients(gradients: dict[str, Tensor], model: nn.Module) -> None:
+    """Give parameters the gradients they had when the checkpoint was written."""
+    for name, parameter in model.named_parameters():
+        if name in gradients:
+            parameter.grad = gradients[name].to(parameter, copy=True)

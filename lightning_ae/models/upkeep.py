@@ -84,7 +84,7 @@ class UpkeptAutoencoder(Autoencoder, ABC):
         # of what was observed since the weights were made or loaded
         self._spread: Spread | None = None
         self._known: Tensor = torch.tensor(False)
-        self.register_load_state_dict_post_hook(lambda module, _: module._forget())  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(_forget)  # type: ignore[no-untyped-call]
 
     @abstractmethod
     def forward(self, x: Tensor) -> AutoencoderOutput:
@@ -295,6 +295,10 @@ class DictionaryUpkeep(L.Callback):
                 drawn = trainer.strategy.broadcast(drawn) if trainer.world_size > 1 else drawn
                 pl_module.start_anew(dead, drawn, trainer.optimizers)
 
+    def on_train_end(self, trainer: L.Trainer, pl_module: UpkeptAutoencoder) -> None:  # type: ignore[override]
+        """Norms once more: callbacks that average weights have put the mean of many unit vectors there."""
+        pl_module.normalize_atoms()
+
     def on_save_checkpoint(  # type: ignore[override]
         self, trainer: L.Trainer, pl_module: UpkeptAutoencoder, checkpoint: dict[str, Any]
     ) -> None:
@@ -302,6 +306,10 @@ class DictionaryUpkeep(L.Callback):
         reduce = _smallest(trainer)
         if reduce is not None and trainer.state.fn == TrainerFn.FITTING:  # also of a validation in between
             pl_module.since_fired.copy_(reduce(pl_module.since_fired))
+
+
+def _forget(model: UpkeptAutoencoder, incompatible: Any) -> None:
+    model._forget()
 
 
 def _mean(trainer: L.Trainer) -> Any:

@@ -67,13 +67,13 @@ def sparse_encode(
 
 
 def _fista(x: Tensor, atoms: Tensor, weight: float, positive: bool, max_steps: int, tolerance: float) -> Tensor:
-    z = x.new_zeros(len(x), atoms.shape[1])
+    z = x.new_zeros(x.shape[0], atoms.shape[1])
     if not z.numel():
         return z
     lipschitz = torch.linalg.matrix_norm(atoms, 2).square().clamp_min(torch.finfo(x.dtype).tiny)
     threshold = (weight / 2) / lipschitz
     low = torch.full_like(threshold, -torch.inf) if positive else -threshold
-    y, momentum = z, x.new_ones(len(x), 1)
+    y, momentum = z, x.new_ones(x.shape[0], 1)
     for step in range(max_steps):
         c = y - (y @ atoms.t() - x) @ atoms / lipschitz
         new = c - c.clamp(low, threshold)

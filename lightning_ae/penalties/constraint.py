@@ -49,7 +49,7 @@ class ConstraintPenalty(Penalty):
         residual = self.residual(full_precision(model.loss.prediction(output.params, x)))
         if self.conserve:
             residual = residual - self.residual(full_precision(x))
-        return residual.reshape(len(x), -1).square().sum(1)
+        return residual.reshape(x.shape[0], -1).square().sum(1)
 
 
 class Total(Rebuildable, nn.Module):

@@ -58,8 +58,8 @@ class AuxiliaryK(Penalty):
         """The error in explaining each example's residual."""
         dictionary = _check(model, self)
         dead: Tensor = dictionary.dead_latents()
-        if len(dead) == 0 or len(x) == 0:
-            return full_precision(x).new_zeros(len(x))
+        if len(dead) == 0 or x.shape[0] == 0:
+            return full_precision(x).new_zeros(x.shape[0])
         target = full_precision(x)
         residual = (target - full_precision(output.params)).detach()
         weight, bias = dictionary.encoder.weight.index_select(0, dead), dictionary.encoder.bias.index_select(0, dead)
@@ -111,7 +111,7 @@ class PrefixReconstruction(Penalty):
         z: Any = output.z
         if self.prefixes[-1] >= z.shape[1]:
             raise ValueError(f"prefixes: expected less than the {z.shape[1]} latents, got {list(self.prefixes)}.")
-        total = full_precision(x).new_zeros(len(x))
+        total = full_precision(x).new_zeros(x.shape[0])
         for size in self.prefixes:
             if isinstance(z, Tensor):
                 decoded = z[:, :size] @ dictionary.decoder.atoms[:size]

@@ -181,6 +181,22 @@ def test_the_phase_is_logged_when_it_begins(make_trainer, loader):
     assert found == [(0, 0.0), (4, 1.0), (8, 2.0), (12, 3.0)]
 
 
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch")
+def test_a_resumed_run_logs_the_phases_that_begin_and_no_other(make_trainer, loader, tmp_path):
+    saver = L.pytorch.callbacks.ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=2, save_top_k=-1)
+    options = {"max_epochs": 4, "enable_checkpointing": True}
+    make_trainer(callbacks=[ae.GreedyLevels(1), saver], **options).fit(stack(), loader)
+    for step in (2, 4, 6, 10, 14):
+        logger, greedy = MemoryLogger(), ae.GreedyLevels(1)
+        again = make_trainer(logger=logger, callbacks=[greedy, saver], **options)
+        again.fit(stack(), loader, ckpt_path=tmp_path / f"step={step}.ckpt")
+        found = [(at, row["greedy/level"]) for at, row in logger.rows if "greedy/level" in row]
+        assert found == [(at, level) for at, level in [(4, 1.0), (8, 2.0), (12, 3.0)] if at >= step], step
+        assert float(again.callback_metrics["greedy/level"]) == 3.0
+    make_trainer(logger=(other := MemoryLogger()), max_epochs=4, callbacks=greedy).fit(stack(), loader)
+    assert sum("greedy/level" in row for _, row in other.rows) == 4  # another run of the same callback
+
+
 def test_metrics_are_those_of_the_depth_that_is_trained(make_trainer, loader):
     model = stack()
     trainer = make_trainer(max_epochs=2, callbacks=ae.GreedyLevels(2))

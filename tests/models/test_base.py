@@ -670,3 +670,72 @@ def test_two_terms_of_one_name_are_an_error(name):
 def test_a_latent_without_dimensions_is_an_error(build, size, error):
     with pytest.raises(error, match="latent_dim: expected a positive whole number"):
         build(6, size)
+
+
+@pytest.mark.parametrize("kind", ["denoising", "dictionary", "quantized"])
+def test_a_checkpoint_amid_an_accumulation_resumes_to_the_same_run(kind, make_trainer, tmp_path):
+    """Of every batch, within windows of four and at their ends, and of validations within them."""
+
+    class SaveEach(L.pytorch.callbacks.Checkpoint):  # which Lightning calls last
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            trainer.save_checkpoint(tmp_path / f"{trainer.current_epoch}-{batch_idx}.ckpt")
+
+        def on_validation_end(self, trainer, pl_module):
+            batch = trainer.fit_loop.epoch_loop.batch_idx
+            trainer.save_checkpoint(tmp_path / f"{trainer.current_epoch}-{batch}-val.ckpt")
+
+    def fit(callbacks=(), path=None):
+        torch.manual_seed(2)
+        m = {
+            "denoising": lambda: ae.DenoisingAutoencoder(6, 2, hidden=(5,), corruption=ae.GaussianNoise(0.3), lr=0.01),
+            "dictionary": lambda: ae.DictionaryAutoencoder(6, 12, ae.JumpReLUCode(12, 0.1, target_l0=3)),
+            "quantized": lambda: ae.VectorQuantizedAutoencoder(
+                *ae.mlp_pair(6, 2, (5,)), code=ae.VectorQuantizerCode(3, 2)
+            ),
+        }[kind]()
+        options = {"accumulate_grad_batches": 4, "val_check_interval": 3, "enable_checkpointing": bool(callbacks)}
+        options["num_sanity_val_steps"] = 0
+        make_trainer(max_epochs=3, callbacks=list(callbacks), **options).fit(m, data(), ckpt_path=path)
+        return m
+
+    whole = fit([SaveEach()])
+    saved = sorted(tmp_path.glob("*.ckpt"))
+    assert len(saved) == 3 * (6 + 2)
+    assert {"gradients" in torch.load(path, weights_only=False).get("lightning_ae", {}) for path in saved} == {
+        True,
+        False,
+    }
+    for path in saved:
+        assert torch.equal(weights(fit(path=path)), weights(whole)), path.name
+
+
+class _SaveAt(L.pytorch.callbacks.Checkpoint):
+    """Writes a file after the second of each four batches, and the weights at the end."""
+
+    def __init__(self, folder, end):
+        self.folder, self.end = folder, end
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if batch_idx == 1:
+            trainer.save_checkpoint(self.folder / f"{trainer.current_epoch}.ckpt")
+
+    def on_fit_end(self, trainer, pl_module):
+        if trainer.is_global_zero:
+            torch.save(weights(pl_module), self.folder / self.end)
+
+
+@pytest.mark.slow
+@pytest.mark.flaky(reruns=2, only_rerun=["ProcessExitedException", "Connection (closed|reset) by peer"])
+def test_on_two_ranks_a_checkpoint_amid_an_accumulation_has_the_gradients_of_both(make_trainer, tmp_path):
+    start = model().state_dict()
+    for end, path in (("whole", None), ("resumed", tmp_path / "1.ckpt")):
+        m = model()
+        m.load_state_dict(start)
+        trainer = make_trainer(
+            devices=2, strategy="ddp_spawn", max_epochs=2, accumulate_grad_batches=4, enable_checkpointing=True,
+            callbacks=_SaveAt(tmp_path, end),
+        )  # fmt: skip
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the spawned processes' own, and Lightning's on spawn
+            trainer.fit(m, data(batch_size=6), ckpt_path=path)
+    torch.testing.assert_close(torch.load(tmp_path / "resumed"), torch.load(tmp_path / "whole"), rtol=1e-5, atol=1e-7)
