@@ -97,13 +97,14 @@ class GreedyLevels(L.Callback):
 
     # -- Lightning --------------------------------------------------------------------------------------------
 
-    def state_dict(self) -> dict[str, Any]:
+    # not the callback's state: Lightning would miss the callback wherever the file is used without it
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """What was logged last, which a resumed run does not log again."""
-        return {"logged": self._logged}
+        checkpoint["greedy_level"] = self._logged
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Go on after it."""
-        self._logged = state_dict.get("logged")
+        self._logged = checkpoint.get("greedy_level")
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuse what is not right."""

@@ -12,15 +12,21 @@ lost relative to their difference, not to one: 1 − SSIM and its gradient are e
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_ae.losses.windows import Blur
 
 #: Elements of one map that are processed together without a compiler, so that its two dozen maps stay in the cache.
 CHUNK = 2**17
+
+
+Kernel: TypeAlias = tuple[Tensor, Tensor | None, Tensor | None]
 
 
 class Maps(NamedTuple):
@@ -70,7 +76,9 @@ def half_dissimilarity(m: Maps, luminance: bool) -> tuple[Tensor, Tensor]:
     return bright, bright * m.half_cs
 
 
-def mean_dissimilarity(x_hat: Tensor, x: Tensor, blur: Blur, c1: float, c2: float, *, luminance: bool = True) -> Tensor:
+def mean_dissimilarity(
+    x_hat: Tensor, x: Tensor, blur: Blur, c1: float, c2: float, *, luminance: bool = True, compiled: bool = False
+) -> Tensor:
     """Mean of one minus SSIM over each channel.
 
     The gradient is computed together with the value, since it depends on what follows by one factor for each channel
@@ -84,13 +92,17 @@ def mean_dissimilarity(x_hat: Tensor, x: Tensor, blur: Blur, c1: float, c2: floa
         c1: constant of the luminance, in units of ``x`` squared.
         c2: constant of contrast and structure, likewise.
         luminance: False for contrast times structure only.
+        compiled: whether value and gradient come from a compiled kernel, where a gradient is needed.
 
     Returns:
         ``(B, C)``.
     """
     grad = torch.is_grad_enabled()
     needs = (grad and x_hat.requires_grad, grad and x.requires_grad)
-    rows: Tensor = _MeanDissimilarity.apply(x_hat.flatten(0, 1), x.flatten(0, 1), blur, (c1, c2), luminance, needs)
+    compiled = compiled and any(needs) and not torch.compiler.is_compiling()
+    rows: Tensor = _MeanDissimilarity.apply(
+        x_hat.flatten(0, 1), x.flatten(0, 1), blur, (c1, c2), luminance, needs, compiled
+    )
     return rows.view(x.shape[:2])
 
 
@@ -104,15 +116,16 @@ class _MeanDissimilarity(torch.autograd.Function):
         constants: tuple[float, float],
         luminance: bool,
         needs: tuple[bool, bool],
+        compiled: bool,
     ) -> Tensor:
         pairs: Any = [(x_hat, x)]  # a graph may be for any batch
-        if not torch.compiler.is_compiling():
+        kernel = fused_kernel() if compiled else value_and_gradients
+        if not (compiled or torch.compiler.is_compiling()):
             size = max(1, CHUNK // max(1, x[:1].numel()))
             pairs = zip(torch.split(x_hat, size), torch.split(x, size), strict=True)
         values, gradients = [], []
         for a, b in pairs:
-            m = maps(a, b, blur, *constants)
-            value, *units = _value_and_gradients(m, blur, luminance, needs)
+            value, *units = kernel(a, b, blur, constants, luminance, needs)
             values.append(value)
             gradients.append(units)
         kept = [_join(parts) for parts, needed in zip(zip(*gradients, strict=True), needs, strict=True) if needed]
@@ -130,17 +143,18 @@ class _MeanDissimilarity(torch.autograd.Function):
             found = iter(torch.autograd.grad(value, inputs, grad, create_graph=True))
         else:
             found = iter([grad.view(-1, *[1] * (x.ndim - 1)) * unit for unit in kept])
-        return *(next(found) if needed else None for needed in ctx.needs), None, None, None, None
+        return *(next(found) if needed else None for needed in ctx.needs), *[None] * 5
 
 
 def _value(m: Maps, lost: Tensor, luminance: bool) -> Tensor:
     return 2 * (_mean(m.half_l) + _mean(lost)) if luminance else 2 * _mean(lost)
 
 
-def _value_and_gradients(
-    m: Maps, blur: Blur, luminance: bool, needs: tuple[bool, bool]
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
+def value_and_gradients(
+    x_hat: Tensor, x: Tensor, blur: Blur, constants: tuple[float, float], luminance: bool, needs: tuple[bool, bool]
+) -> Kernel:
     """The mean and its gradients with respect to both images, None where it is not needed."""
+    m = maps(x_hat, x, blur, *constants)
     bright, lost = half_dissimilarity(m, luminance)
     value = _value(m, lost, luminance)
     if not any(needs):
@@ -163,6 +177,32 @@ def _value_and_gradients(
     by_u = by_mu_u.addcmul_(m.u, by_var_u, value=-1).mul_(factor)
     by_v = (m.v * by_var_v).sub_(by_mu_v).mul_(factor)
     return value, by_u + by_v if needs[0] else None, by_u - by_v
+
+
+@lru_cache(maxsize=1)
+def fused_kernel() -> Callable[..., Kernel]:
+    """:func:`value_and_gradients` in one pass over the images, compiled at its first call for their size.
+
+    Where torch cannot compile (no C++ compiler, for one) it warns once and gives what is not compiled.
+    """
+    compiled: Any = torch.compile(value_and_gradients)
+    broken = False
+
+    def kernel(x_hat: Tensor, x: Tensor, blur: Blur, *options: Any) -> Kernel:
+        nonlocal broken
+        if not broken:
+            try:
+                # shifted copies, which a compiler fuses
+                found: Kernel = compiled(x_hat.detach(), x.detach(), blur._replace(banded=False), *options)
+                return found
+            except Exception as error:  # whatever a toolchain may raise; an error of ours comes again below
+                broken = True
+                plain = value_and_gradients(x_hat, x, blur, *options)
+                rank_zero_warn(f"SSIM is not compiled, and slower: {type(error).__name__}: {error}".splitlines()[0])
+                return plain
+        return value_and_gradients(x_hat, x, blur, *options)
+
+    return kernel
 
 
 def _mean(rows: Tensor) -> Tensor:

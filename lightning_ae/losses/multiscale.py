@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.nn import functional
 
-from lightning_ae.checks import check_non_negative, check_sequence
+from lightning_ae.checks import check_flag, check_non_negative, check_sequence
 from lightning_ae.losses.base import Activation
 from lightning_ae.losses.dissimilarity import mean_dissimilarity
 from lightning_ae.losses.intensities import IntensityLoss
@@ -35,6 +35,7 @@ class MultiScaleSSIMLoss(IntensityLoss):
         sigma: as for :func:`ssim`.
         weights: :math:`w_j`, finest scale first; fewer of them, or a smaller window, suit smaller images.
         low: as for :class:`SSIMLoss`.
+        compile: as for :class:`SSIMLoss`.
 
     Shapes:
         ``params`` and ``x``: ``(B, C, *space)`` with one to three axes in space, each longer than
@@ -62,6 +63,7 @@ class MultiScaleSSIMLoss(IntensityLoss):
         weights: Sequence[float] = PUBLISHED_WEIGHTS,
         *,
         low: float | None = None,
+        compile: bool = False,
     ) -> None:
         _, window_size, sigma = check_options(1.0 if data_range is None else data_range, window_size, sigma)
         super().__init__(activation, data_range, low)
@@ -69,6 +71,7 @@ class MultiScaleSSIMLoss(IntensityLoss):
         if not self.weights:
             raise ValueError("weights: expected one for each scale, got none.")
         self.window_size, self.sigma = window_size, sigma
+        self.compiled = check_flag("compile", compile)
 
     def forward(self, params: Tensor, x: Tensor) -> Tensor:
         """One minus MS-SSIM of each example, ``(B,)``."""
@@ -79,7 +82,7 @@ class MultiScaleSSIMLoss(IntensityLoss):
         product = x.new_ones(())
         for scale, weight in enumerate(self.weights):
             blur = blur_for(x, self.window_size, self.sigma, same=False)
-            lost = mean_dissimilarity(x_hat, x, blur, c1, c2, luminance=scale == coarsest)
+            lost = mean_dissimilarity(x_hat, x, blur, c1, c2, luminance=scale == coarsest, compiled=self.compiled)
             product = product * (1 - lost).relu() ** weight
             if scale < coarsest:
                 x_hat, x = _halve(x_hat), _halve(x)

@@ -151,6 +151,9 @@ class SSIMLoss(IntensityLoss):
         sigma: as for :func:`ssim`.
         padding: as for :func:`ssim`.
         low: the lower end of what the data can span; None for that of the output, 0 if it has none.
+        compile: whether value and gradient come from a kernel that is compiled at the first training step (some ten
+            seconds, for each size of images), also if the model is not; needs a C++ compiler, and warns and does
+            without it where there is none. Equal up to rounding, so a run that is to be resumed keeps to one of them.
 
     Shapes:
         ``params`` and ``x``: ``(B, C, *space)`` with one to three axes in space; the loss ``(B,)``, in [0, 2].
@@ -178,11 +181,13 @@ class SSIMLoss(IntensityLoss):
         padding: Padding = "same",
         *,
         low: float | None = None,
+        compile: bool = False,
     ) -> None:
         _, window_size, sigma = check_options(1.0 if data_range is None else data_range, window_size, sigma, padding)
         super().__init__(activation, data_range, low)
         self.window_size, self.sigma = window_size, sigma
         self.padding = padding
+        self.compiled = check_flag("compile", compile)  # nn.Module has a compile of its own
 
     def forward(self, params: Tensor, x: Tensor) -> Tensor:
         """One minus SSIM of each example, ``(B,)``."""
@@ -190,7 +195,8 @@ class SSIMLoss(IntensityLoss):
         x_hat, x = as_images(self._shift(self.mean(params)), self._shift(x), self.window_size)
         blur = blur_for(x, self.window_size, self.sigma, self.padding == "same")
         # not 1 - ssim(): that would round off what is left to learn
-        return mean_dissimilarity(x_hat, x, blur, (K1 * self.data_range) ** 2, (K2 * self.data_range) ** 2).mean(1)
+        c1, c2 = (K1 * self.data_range) ** 2, (K2 * self.data_range) ** 2
+        return mean_dissimilarity(x_hat, x, blur, c1, c2, compiled=self.compiled).mean(1)
 
 
 def check_options(

@@ -19,6 +19,7 @@ from lightning_ae.losses import ReconstructionLoss, SquaredError
 from lightning_ae.metrics import reconstruction_metrics
 from lightning_ae.models.batches import Missing, input_of, mask_of, without_missing
 from lightning_ae.models.hyperparameters import RecordsArguments
+from lightning_ae.models.optimizer import adamw
 from lightning_ae.models.recorder import Recorder
 from lightning_ae.penalties import Penalty
 from lightning_ae.rebuildable import Rebuildable, describe
@@ -279,11 +280,11 @@ class Autoencoder(Rebuildable, RecordsArguments):
     # -- optimisation -----------------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW with ``lr`` and ``weight_decay``; LightningCLI replaces it if given ``--optimizer``.
+        """AdamW with ``lr`` and ``weight_decay``, fused if it can be; LightningCLI replaces it if given one.
 
         It gets :meth:`trained_parameters`.
         """
-        return torch.optim.AdamW(self.trained_parameters(), lr=self.lr, weight_decay=self.weight_decay)
+        return adamw(self.trained_parameters(), self, lr=self.lr, weight_decay=self.weight_decay)
 
     def trained_parameters(self) -> list[nn.Parameter]:
         """Those that ask for gradients when the fit begins; others can get a group and a rate of their own later.

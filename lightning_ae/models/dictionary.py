@@ -14,6 +14,7 @@ from lightning_ae.checks import check_sequence, check_type
 from lightning_ae.codes import Code, SelectingCode, SparseCode, TopKCode
 from lightning_ae.losses import ReconstructionLoss
 from lightning_ae.models.base import check_loss
+from lightning_ae.models.optimizer import adamw
 from lightning_ae.models.upkeep import UpkeptAutoencoder
 from lightning_ae.networks import DictionaryDecoder, DictionaryEncoder
 from lightning_ae.networks.shapes import check_input
@@ -188,21 +189,12 @@ class DictionaryAutoencoder(UpkeptAutoencoder):
         return {**latent, "reconstruction": self.loss.prediction(params, x), "score": self.loss(params, x)}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW, fused where that is possible: with this many weights it is a large part of a step.
-
-        The pre-bias does not decay, as it is where the data lie.
-        """
-        precision = "" if self._trainer is None else str(self.trainer.precision)
-        # Lightning clips no gradients of a fused optimizer in mixed precision
-        clipped = precision.endswith("-mixed") and bool(self.trainer.gradient_clip_val)
-        fused = (
-            precision != "16-mixed" and not clipped and all(p.device.type in ("cpu", "cuda") for p in self.parameters())
-        )
+        """AdamW as in :class:`Autoencoder`; the pre-bias does not decay, as it is where the data lie."""
         parameters: Any = self.trained_parameters()
         if self.weight_decay:
             others = [parameter for parameter in parameters if parameter is not self.pre_bias]
             parameters = [{"params": [self.pre_bias], "weight_decay": 0.0}, {"params": others}]
-        return torch.optim.AdamW(parameters, lr=self.lr, weight_decay=self.weight_decay, fused=fused)
+        return adamw(parameters, self, lr=self.lr, weight_decay=self.weight_decay)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Read checkpoints from when the pre-bias decayed like the other weights, in one group with them."""

@@ -108,7 +108,7 @@ def test_each_level_becomes_what_it_would_be_alone(make_trainer):
     codes = x
     for k, epochs in enumerate((2, 2, 1)):
         level = alone.levels[k]
-        optimizer = torch.optim.AdamW(level.parameters(), lr=0.01, weight_decay=0.0)
+        optimizer = torch.optim.AdamW(level.parameters(), lr=0.01, weight_decay=0.0, fused=True)
         torch.set_rng_state(random)
         for _ in range(epochs):
             for batch in codes.split(8):

@@ -1,5 +1,6 @@
 """Structural similarity against scikit-image, torchmetrics, pytorch-msssim and its plain formula in float64."""
 
+import warnings
 from functools import partial
 from itertools import pairwise
 
@@ -22,7 +23,7 @@ from lightning_ae import (
     WeightedLoss,
     ssim,
 )
-from lightning_ae.losses import windows
+from lightning_ae.losses import dissimilarity, windows
 from lightning_ae.losses.dissimilarity import mean_dissimilarity
 from lightning_ae.losses.windows import Blur, gaussian_window
 from lightning_ae.rebuildable import describe, rebuild
@@ -530,3 +531,67 @@ def test_checkpoints_keep_the_range_that_was_given():
     # as written before there was low
     before = {"activation": "sigmoid", "data_range": 1.0, "window_size": 7, "sigma": 1.0, "padding": "same"}
     assert rebuild({"class_path": "lightning_ae.SSIMLoss", "init_args": before}).data_interval == (0.0, 1.0)
+
+
+# -- a kernel compiled for the loss alone ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def kernel(monkeypatch):
+    """The kernel anew, through a compiler that is quick."""
+    compiled = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function: compiled(function, backend="aot_eager"))
+    dissimilarity.fused_kernel.cache_clear()
+    yield
+    dissimilarity.fused_kernel.cache_clear()
+
+
+@pytest.mark.parametrize("targets", [False, True], ids=["reconstruction", "both"])
+@pytest.mark.parametrize(
+    "make",
+    [SSIMLoss, partial(SSIMLoss, padding="valid"), partial(MultiScaleSSIMLoss, weights=(0.4, 0.6))],
+    ids=["same", "valid", "scales"],
+)
+def test_a_compiled_kernel_has_the_value_and_both_gradients_of_the_plain_formula(make, targets, kernel):
+    for batch in (2, 3, 5):  # for one size, then for any
+        found = []
+        for compile in (False, True):
+            torch.manual_seed(batch)
+            noise, x = torch.rand(2, batch, 2, 24, 26, dtype=torch.float64)
+            x_hat = x + 0.1 * noise  # similar, as where structure is inverted MS-SSIM has no gradient
+            images = [x_hat.requires_grad_(), x.clone().requires_grad_(targets)]
+            loss = make(window_size=7, compile=compile)(*images).sum()
+            first = torch.autograd.grad(loss, images[: 1 + targets], create_graph=True)
+            second = torch.autograd.grad(sum(g.square().sum() for g in first), x_hat)
+            found.append([loss.detach(), *first, *second])
+        for plain, compiled in zip(*found, strict=True):
+            torch.testing.assert_close(compiled, plain, rtol=1e-9, atol=1e-14)
+
+
+@pytest.mark.slow
+def test_inductors_kernel_is_that_of_the_plain_formula():
+    dissimilarity.fused_kernel.cache_clear()
+    x_hat, x = torch.rand(2, 4, 1, 20, 20)
+    x_hat.requires_grad_()
+    gradients = [torch.autograd.grad(SSIMLoss(compile=c)(x_hat, x).sum(), x_hat)[0] for c in (False, True)]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-7)
+
+
+def test_where_nothing_can_be_compiled_it_warns_once_and_does_without(monkeypatch):
+    def fail(*args):
+        raise RuntimeError("no C++ compiler")
+
+    monkeypatch.setattr(torch, "compile", lambda function: fail)
+    dissimilarity.fused_kernel.cache_clear()
+    x_hat, x = torch.rand(2, 4, 1, 20, 20)
+    x_hat.requires_grad_()
+    loss = SSIMLoss(compile=True)
+    with pytest.warns(UserWarning, match="SSIM is not compiled, and slower: RuntimeError: no C"):
+        value = loss(x_hat, x)
+    torch.testing.assert_close(value, SSIMLoss()(x_hat, x), rtol=0, atol=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert loss(x_hat, x).requires_grad
+    with pytest.raises(ValueError, match="the decoder must give"):  # ours are told as ever
+        loss(x_hat, x[:1])
+    dissimilarity.fused_kernel.cache_clear()
