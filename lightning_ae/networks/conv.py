@@ -9,7 +9,15 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_ae.checks import check_finite, check_flag, check_whole
-from lightning_ae.networks.init import Activation, Norm, check_activation, initialise, make_activation, make_norm
+from lightning_ae.networks.init import (
+    OUTPUT_SCALE,
+    Activation,
+    Norm,
+    check_activation,
+    initialise,
+    make_activation,
+    make_norm,
+)
 from lightning_ae.networks.shapes import check_input, check_shape, check_sizes
 from lightning_ae.rebuildable import Rebuildable
 
@@ -176,7 +184,7 @@ class ConvDecoder(Rebuildable, nn.Module):
                 initialise(conv, activation, bias_init)
                 layers += [*make_norm(norm, size_out, dims), make_activation(activation)]
             else:
-                initialise(conv)
+                initialise(conv, scale=OUTPUT_SCALE)
         self.layers = nn.Sequential(*layers)
 
     def forward(self, z: Tensor) -> Tensor:

@@ -27,6 +27,11 @@ _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "identity": nn.Identity,
 }
 
+#: Of the weights of a decoder's last layer. A decoder that starts by saying next to nothing learns faster: held-out
+#: squared error of 784-128-16-128-784 on MNIST after 100 / 300 / 1,200 batches 22.9 / 18.2 / 15.6 for 33.8 / 22.2 / 17.5
+#: with 1 and 43.6 / 26.3 / 16.3 with torch's own initialisation (`recipes/benchmarks/defaults.py`).
+OUTPUT_SCALE = 0.1
+
 _AVERAGED = {"tanh", "sigmoid", "softplus", "identity"}
 
 
@@ -87,7 +92,7 @@ def make_norm(name: Norm | None, channels: int, dims: int = 0) -> list[nn.Module
     return [nn.GroupNorm(1, channels) if dims else nn.LayerNorm(channels)]
 
 
-def initialise(layer: nn.Module, activation: Activation = "identity", bias: float = 0.0) -> None:
+def initialise(layer: nn.Module, activation: Activation = "identity", bias: float = 0.0, *, scale: float = 1.0) -> None:
     r"""Draw the weights of a linear or convolutional layer to suit the activation after it, in place.
 
     For ReLU and its relatives Kaiming's :math:`\operatorname{Var} w = g^2/n_{in}` with :math:`g^2 = 2` (leaky:
@@ -99,6 +104,7 @@ def initialise(layer: nn.Module, activation: Activation = "identity", bias: floa
         layer: has ``weight`` ``(out, in, *kernel)`` (transposed: ``(in, out, *kernel)``) and maybe ``bias``.
         activation: the name of the activation that follows.
         bias: value of all biases; a small positive one, 0.01 to 0.1, keeps ReLUs alive at the start.
+        scale: times which the weights are taken.
 
     Source: He et al. 2015, https://arxiv.org/abs/1502.01852; Glorot & Bengio 2010,
     https://proceedings.mlr.press/v9/glorot10a.html.
@@ -121,6 +127,6 @@ def initialise(layer: nn.Module, activation: Activation = "identity", bias: floa
     else:
         std = nn.init.calculate_gain("leaky_relu" if activation == "leaky_relu" else "relu") / math.sqrt(fan_in)
     with torch.no_grad():
-        weight.normal_(0.0, std)
+        weight.normal_(0.0, scale * std)
         if layer.bias is not None:
             layer.get_parameter("bias").fill_(bias)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lightning_ae.checks import check_finite, check_one_of, check_type, check_whole
 from lightning_ae.networks.init import (
+    OUTPUT_SCALE,
     Activation,
     Norm,
     check_activation,
@@ -150,7 +151,7 @@ class MLPDecoder(Rebuildable, nn.Module):
             linears = [nn.Linear(a, b) for a, b in itertools.pairwise(sizes)]
             for linear in linears[:-1]:
                 initialise(linear, activation, bias_init)
-            initialise(linears[-1])
+            initialise(linears[-1], scale=OUTPUT_SCALE)
         else:
             sources = tied_to.linears()[::-1]
             theirs = [sources[0].out_features, *(source.in_features for source in sources)]
