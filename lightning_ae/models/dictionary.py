@@ -29,9 +29,9 @@ class DictionaryAutoencoder(UpkeptAutoencoder):
       gradient along them is removed. The encoder starts as their transpose, :math:`W = D^\top`.
     * :math:`s` makes :math:`\mathbb E\|s(x - m)\| = \sqrt d`, so that learning rates and weights mean the same for any
       data: in any unit, and wherever they lie. :math:`m` and :math:`s` are estimated before the first step, on the
-      first 16,384 training rows, which does not depend on how they come in batches (data that can be read only once are
-      observed in the first ten steps instead), and kept in checkpoints. Terms are in units of :math:`sx`, whereas
-      ``params``, metrics and predictions are in those of ``x``.
+      first 16,384 training rows, which does not depend on how they come in batches (streams without a length, which may
+      be read only once, are observed in the first ten steps instead), and kept in checkpoints. Terms are in units of
+      :math:`sx`, whereas ``params``, metrics and predictions are in those of ``x``.
     * A latent is dead that was off in the last ``dead_after`` training examples, of all devices together.
       :class:`AuxiliaryK` is there for them; ``resample_every`` starts them anew.
 
@@ -149,7 +149,7 @@ class DictionaryAutoencoder(UpkeptAutoencoder):
         decoded: Tensor = (self.decoder(z) + self.pre_bias) / self.input_scale
         return decoded
 
-    def _score_frozen(self, z: Tensor, x: Tensor) -> Tensor:
+    def _score_frozen(self, z: Tensor, x: Tensor, *masked: Tensor) -> Tensor:
         atoms = self.decoder.atoms.detach()
         if not self.unit_norm:
             # not detached: z has the norms as a factor, whose gradient this takes back
