@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 import lightning as L
 import torch
-from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRScheduler
+from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
@@ -18,7 +18,7 @@ from lightning_ae.codes import Code, Identity
 from lightning_ae.losses import ReconstructionLoss, SquaredError
 from lightning_ae.metrics import reconstruction_metrics
 from lightning_ae.models.batches import Missing, corrupted, input_of, mask_of, split_missing, without_missing
-from lightning_ae.models.hyperparameters import RecordsArguments
+from lightning_ae.models.optimising import TrainsWithAdamW
 from lightning_ae.models.recorder import Recorder
 from lightning_ae.penalties import Penalty
 from lightning_ae.rebuildable import Rebuildable, describe
@@ -35,7 +35,7 @@ def check_loss(loss: ReconstructionLoss | None) -> ReconstructionLoss:
     return SquaredError() if loss is None else loss
 
 
-class Autoencoder(Rebuildable, RecordsArguments):
+class Autoencoder(Rebuildable, TrainsWithAdamW):
     r"""An autoencoder made of boxes: :math:`x \to \text{encoder} \to \text{code} \to \text{decoder} \to \text{loss}`.
 
     The objective of an example is the sum of terms
@@ -63,7 +63,8 @@ class Autoencoder(Rebuildable, RecordsArguments):
         penalties: further terms by the name under which they are logged.
         corruption: module applied to the encoder's input in the steps; the loss scores the clean ``x``.
         lr: learning rate of AdamW.
-        weight_decay: decoupled weight decay of AdamW. For the Gaussian prior of MAP use :class:`WeightPrior`.
+        weight_decay: decoupled weight decay of AdamW; thresholds and gains of codes and scales of losses do not decay.
+            For the Gaussian prior of MAP use :class:`WeightPrior`.
         batch_key: where ``x`` is if a batch is a dict; of a tuple or list it is the first item.
         mask_key: where in the batch (a key, or a position) a mask is, true or 1 where a number of ``x`` is there, of
             its shape or to be broadcast to it. What is missing is 0 for the encoder and has neither loss nor gradient;
@@ -278,26 +279,6 @@ class Autoencoder(Rebuildable, RecordsArguments):
         """The :class:`Recorder` that logs; keep it if you add your own: ``[*super().configure_callbacks(), ...]``."""
         attached = self._trainer is not None and any(isinstance(c, Recorder) for c in self.trainer.callbacks)  # type: ignore[attr-defined]
         return [] if attached else [Recorder()]
-
-    # -- optimisation -----------------------------------------------------------------------------------------
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW with ``lr`` and ``weight_decay``; LightningCLI replaces it if given ``--optimizer``.
-
-        It gets :meth:`trained_parameters`.
-        """
-        return torch.optim.AdamW(self.trained_parameters(), lr=float(self.lr), weight_decay=float(self.weight_decay))
-
-    def trained_parameters(self) -> list[nn.Parameter]:
-        """Those that ask for gradients when the fit begins; others can get a group and a rate of their own later.
-
-        Raises:
-            ValueError: if all are frozen.
-        """
-        chosen = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        if not chosen:
-            raise ValueError(f"{type(self).__name__}: all parameters are frozen (requires_grad=False); none can train.")
-        return chosen
 
     # -- data and metrics -------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_ae.boxes import AutoencoderOutput
 from lightning_ae.checks import check_sequence, check_type
@@ -188,34 +188,19 @@ class DictionaryAutoencoder(UpkeptAutoencoder):
         return {**latent, "reconstruction": self.loss.prediction(params, x), "score": self.loss(params, x)}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW, fused where that is possible: with this many weights it is a large part of a step.
-
-        The pre-bias does not decay, as it is where the data lie.
-        """
+        """AdamW, fused where that is possible: with this many weights it is a large part of a step."""
         precision = "" if self._trainer is None else str(self.trainer.precision)
         # Lightning clips no gradients of a fused optimizer in mixed precision
         clipped = precision.endswith("-mixed") and bool(self.trainer.gradient_clip_val)
         fused = (
             precision != "16-mixed" and not clipped and all(p.device.type in ("cpu", "cuda") for p in self.parameters())
         )
-        parameters: Any = self.trained_parameters()
-        if self.weight_decay:
-            others = [parameter for parameter in parameters if parameter is not self.pre_bias]
-            parameters = [{"params": [self.pre_bias], "weight_decay": 0.0}, {"params": others}]
-        return torch.optim.AdamW(parameters, lr=self.lr, weight_decay=self.weight_decay, fused=fused)
+        groups, decay = self.parameter_groups(), float(self.weight_decay)
+        return torch.optim.AdamW(groups, lr=float(self.lr), weight_decay=decay, fused=fused)
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Read checkpoints from when the pre-bias decayed like the other weights, in one group with them."""
-        super().on_load_checkpoint(checkpoint)
-        own = getattr(self.configure_optimizers, "__func__", None) is DictionaryAutoencoder.configure_optimizers
-        for state in checkpoint.get("optimizer_states", ()) if own and self.weight_decay else ():
-            if len(state["param_groups"]) == 1:
-                group = state["param_groups"][0]
-                first, *others = group["params"]
-                state["param_groups"] = [
-                    {**group, "params": [first], "weight_decay": 0.0},
-                    {**group, "params": others},
-                ]
+    def undecayed_parameters(self) -> list[nn.Parameter]:
+        """As in :class:`Autoencoder`, and the pre-bias, as it is where the data lie."""
+        return [self.pre_bias, *super().undecayed_parameters()]
 
     # -- export -----------------------------------------------------------------------------------------------
 
