@@ -41,8 +41,8 @@ class LossLike(Protocol):
     def mean(self, params: Tensor) -> Tensor:
         """Reconstruction ``(B, *event)`` from the decoder's output."""
 
-    def prediction(self, params: Tensor, x: Tensor) -> Tensor:
-        """What is compared with ``x``."""
+    def prediction(self, params: Tensor, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """What is compared with ``x``, of which a mask says what is there."""
 
 
 class AutoencoderLike(Protocol):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lightning_ae.files import fault_of
 from lightning_ae.rebuildable import Tree, class_path, rebuild, resolve
-from lightning_ae.settings import restore_settings, settings
+from lightning_ae.settings import is_setting, restore_settings, settings
 
 M = TypeVar("M", bound=L.LightningModule)
 
@@ -73,7 +73,7 @@ def _restore(
         tree = checkpoint["hyper_parameters"]
         model: M = rebuild(tree, cls=cls, trusted=trusted, given=given)
         changed = tree.get("settings", {})
-        plain = {name for name, value in given.items() if type(value) in (bool, int, float)}
+        plain = {name for name, value in given.items() if is_setting(value)}
         if plain and changed:  # arguments that are passed again count for more than what was set under the old ones
             others = {name: value for name, value in given.items() if name not in plain}
             before = settings(rebuild(tree, cls=cls, trusted=trusted, given=others))

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
+import numpy as np
 from torch import Tensor, nn
 
 from lightning_ae.rebuildable import KeepsAttributes, Rebuildable, Tree
 
+#: What is taken for a setting: a number, or None where there is none.
+Setting: TypeAlias = bool | int | float | None
 
-def settings(model: nn.Module) -> dict[str, dict[str, bool | int | float]]:
+
+def settings(model: nn.Module) -> dict[str, dict[str, Setting]]:
     """Plain numbers that are arguments and attributes of a model's parts, as they are now.
 
     A person, a tuner or a schedule may have changed them since the constructor ran. Of a part that keeps some of them
-    with its weights (:class:`KeepsAttributes`) only the others.
+    with its weights (:class:`KeepsAttributes`) only the others. Numbers of NumPy, as searches over grids give them, and
+    tensors of one number become plain ones: a checkpoint with others in it could not be read as plain data.
 
     Args:
         model: any module; parts that are not :class:`Rebuildable` are passed over.
@@ -30,30 +35,49 @@ def settings(model: nn.Module) -> dict[str, dict[str, bool | int | float]]:
         >>> settings(model)[""]["lr"]
         0.5
     """
-    found: dict[str, dict[str, bool | int | float]] = {}
+    found: dict[str, dict[str, Setting]] = {}
     for path, part in model.named_modules():
         if isinstance(part, Rebuildable):
             kept = part.kept if isinstance(part, KeepsAttributes) else ()
-            held = {name: vars(part).get(name) for name in sorted(_parameters(type(part)) - {*kept})}
-            numbers = {name: value for name, value in held.items() if isinstance(value, (bool, int, float))}
-            if numbers:
-                found[path] = numbers
+            names = sorted((_parameters(type(part)) - {*kept}) & vars(part).keys())
+            held = {name: _plain(vars(part)[name]) for name in names}
+            plain = {name: value for name, value in held.items() if is_setting(value)}
+            if plain:
+                found[path] = plain
     return found
 
 
+def is_setting(value: Any) -> bool:
+    """Whether a value is a plain number or None."""
+    return value is None or type(value) in (bool, int, float)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic) or (isinstance(value, Tensor) and value.ndim == 0):
+        return value.item()
+    return value
+
+
 def restore_settings(model: nn.Module, saved: Mapping[str, Mapping[str, Any]]) -> None:
-    """Take up the numbers of :func:`settings`; whatever else is in there is passed over.
+    """Take up what :func:`settings` gave; whatever else is in there is passed over.
+
+    A number takes the place of a number or of None, and None that of a number.
 
     Args:
         model: as it was rebuilt.
         saved: what :func:`settings` gave.
     """
     for path, numbers in settings(model).items():
-        theirs = saved.get(path, {})
+        theirs = saved.get(path)
+        theirs = theirs if isinstance(theirs, Mapping) else {}
         for name, value in numbers.items():
-            new = theirs.get(name) if isinstance(theirs, Mapping) else None
-            if type(new) in (bool, int, float) and (isinstance(new, bool) == isinstance(value, bool)) and new != value:
+            new = theirs.get(name)
+            if name in theirs and is_setting(new) and new != value and _alike(new, value):
                 setattr(model.get_submodule(path), name, new)
+
+
+def _alike(new: Setting, value: Setting) -> bool:
+    return new is None or value is None or isinstance(new, bool) == isinstance(value, bool)
 
 
 def _parameters(cls: type) -> set[str]:

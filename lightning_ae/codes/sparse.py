@@ -234,7 +234,7 @@ class KLSparsityCode(KeepsAttributes, Code):
         wide = h.to(torch.promote_types(h.dtype, torch.float32))
         # in logarithms: a rate that rounds to 0 or 1 would have no gradient
         units = wide.transpose(0, 1).flatten(1)
-        count = torch.ones_like(units[0]).sum().clamp_min(1).log()  # a tensor, as a graph may be for any batch
+        count = torch.ones_like(units[:1]).sum().clamp_min(1).log()  # a tensor, as a graph may be for any batch
         log_on = functional.logsigmoid(units).logsumexp(1) - count
         log_off = functional.logsigmoid(-units).logsumexp(1) - count
         rho = self.target

@@ -95,8 +95,14 @@ class ReconstructionLoss(Rebuildable, nn.Module, ABC):
         """The loss as ``"reconstruction"``, and parts of it to be logged beside it, ``(B,)`` each."""
         return {"reconstruction": self(params, x)}
 
-    def prediction(self, params: Tensor, x: Tensor) -> Tensor:
-        """What is compared with ``x`` in metrics; :meth:`mean`, unless the loss takes a known scale from ``x``."""
+    def prediction(self, params: Tensor, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """What is compared with ``x`` in metrics; :meth:`mean`, unless the loss takes a known scale from ``x``.
+
+        Args:
+            params: the decoder's output.
+            x: the data.
+            mask: true where a number is there; None if all are. Given only to losses that take masks.
+        """
         return self.mean(params)
 
     def check(self, x: Tensor) -> None:
@@ -158,8 +164,12 @@ class PointwiseLoss(ReconstructionLoss):
         if mask.dtype != torch.bool or mask.shape != x.shape:
             raise ValueError(f"mask: expected booleans {tuple(x.shape)}, got {mask.dtype} {tuple(mask.shape)}.")
         zero = torch.zeros((), dtype=x.dtype, device=x.device)
-        terms = self.pointwise(params, torch.where(mask, x, zero))
+        terms = self.pointwise(self._leave_out(params, mask), torch.where(mask, x, zero))
         return torch.where(mask, terms, torch.zeros((), dtype=terms.dtype, device=x.device)).flatten(1).sum(1)
+
+    def _leave_out(self, params: Tensor, mask: Tensor) -> Tensor:
+        # for losses whose terms depend on each other's parameters
+        return params
 
     def terms(self, params: Tensor, x: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
         """The loss as ``"reconstruction"``."""

@@ -87,7 +87,8 @@ class NegativeBinomialNLL(_CountLikelihood):
             None shares one among all.
         inverse_dispersion: where :math:`\theta > 0` starts.
         library_size: whether the total of each example is taken as known. Then :meth:`mean` is the share of
-            each feature, which sums to one, and :meth:`prediction` multiplies by the total.
+            each feature, which sums to one, and :meth:`prediction` multiplies by the total. With a mask total and
+            shares are those of what is there.
 
     Shapes:
         ``params`` and ``x`` (counts): ``(B, *event)``; the loss ``(B,)`` in nats.
@@ -136,9 +137,21 @@ class NegativeBinomialNLL(_CountLikelihood):
         r""":math:`\mu`, or the shares with ``library_size``."""
         return self.log_mean(full_precision(params)).exp()
 
-    def prediction(self, params: Tensor, x: Tensor) -> Tensor:
-        """Expected counts, given the total of ``x`` where it is taken as known."""
-        return self.mean(params) * _total(x, params) if self.library_size else self.mean(params)
+    def prediction(self, params: Tensor, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Expected counts, given the total of ``x`` where it is taken as known: with a mask that of what is there."""
+        return self.mean(params) * self._library(params, x, mask) if self.library_size else self.mean(params)
+
+    def _library(self, params: Tensor, x: Tensor, mask: Tensor | None) -> Tensor:
+        if mask is None:
+            return _total(x, x)
+        zero = torch.zeros((), device=x.device)
+        share = torch.where(mask, self.log_mean(full_precision(params)).exp(), zero)
+        seen = _total(torch.where(mask, full_precision(x), zero), x)
+        return seen / _total(share, x).clamp_min(torch.finfo(share.dtype).tiny)
+
+    def _leave_out(self, params: Tensor, mask: Tensor) -> Tensor:
+        # shares are of the total of what is there
+        return torch.where(mask, params, torch.finfo(params.dtype).min / 4) if self.library_size else params
 
     def pointwise(self, params: Tensor, x: Tensor) -> Tensor:
         """Negative log-probability of each count."""
@@ -194,9 +207,12 @@ class ZeroInflatedNegativeBinomialNLL(NegativeBinomialNLL):
         log_mean, dropout = self._split(full_precision(params))
         return log_mean.exp() * (-dropout).sigmoid()
 
-    def prediction(self, params: Tensor, x: Tensor) -> Tensor:
-        """Expected counts, given the total of ``x`` where it is taken as known."""
-        return self.mean(params) * _total(x, x) if self.library_size else self.mean(params)
+    def _library(self, params: Tensor, x: Tensor, mask: Tensor | None) -> Tensor:
+        return super()._library(params.chunk(2, dim=1)[0], x, mask)
+
+    def _leave_out(self, params: Tensor, mask: Tensor) -> Tensor:
+        counts, dropout = params.chunk(2, dim=1)
+        return torch.cat([super()._leave_out(counts, mask), dropout], 1)
 
     def pointwise(self, params: Tensor, x: Tensor) -> Tensor:
         """Negative log-probability of each count."""

@@ -91,9 +91,10 @@ class WeightedLoss(KeepsAttributes, ReconstructionLoss):
         """The mean of the first loss."""
         return self._first.mean(params)
 
-    def prediction(self, params: Tensor, x: Tensor) -> Tensor:
+    def prediction(self, params: Tensor, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """The prediction of the first loss."""
-        return self._first.prediction(params, x)
+        masked = () if mask is None else (mask,)
+        return self._first.prediction(params, x, *masked)
 
     def check(self, x: Tensor) -> None:
         """The checks of all losses."""
@@ -116,7 +117,7 @@ class WeightedLoss(KeepsAttributes, ReconstructionLoss):
         check_floating("params", params)
         check_tensor("x", x)
         masked = () if mask is None else (mask,)
-        first, x_hat = self._first, self.prediction(params, x)
+        first, x_hat = self._first, self.prediction(params, x, mask)
         raw = {
             name: loss(params if loss is first or loss.output_activation != "identity" else x_hat, x, *masked)
             for name, loss in self._named().items()

@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 import lightning as L
 import torch
-from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRScheduler
+from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
@@ -17,9 +17,8 @@ from lightning_ae.checks import check_non_negative, check_one_of, check_tensor, 
 from lightning_ae.codes import Code, Identity
 from lightning_ae.losses import ReconstructionLoss, SquaredError
 from lightning_ae.metrics import reconstruction_metrics
-from lightning_ae.models.batches import Missing, input_of, mask_of, without_missing
-from lightning_ae.models.hyperparameters import RecordsArguments
-from lightning_ae.models.optimizer import adamw
+from lightning_ae.models.batches import Missing, corrupted, input_of, mask_of, split_missing, without_missing
+from lightning_ae.models.optimising import TrainsWithAdamW
 from lightning_ae.models.recorder import Recorder
 from lightning_ae.penalties import Penalty
 from lightning_ae.rebuildable import Rebuildable, describe
@@ -36,7 +35,7 @@ def check_loss(loss: ReconstructionLoss | None) -> ReconstructionLoss:
     return SquaredError() if loss is None else loss
 
 
-class Autoencoder(Rebuildable, RecordsArguments):
+class Autoencoder(Rebuildable, TrainsWithAdamW):
     r"""An autoencoder made of boxes: :math:`x \to \text{encoder} \to \text{code} \to \text{decoder} \to \text{loss}`.
 
     The objective of an example is the sum of terms
@@ -64,12 +63,13 @@ class Autoencoder(Rebuildable, RecordsArguments):
         penalties: further terms by the name under which they are logged.
         corruption: module applied to the encoder's input in the steps; the loss scores the clean ``x``.
         lr: learning rate of AdamW.
-        weight_decay: decoupled weight decay of AdamW. For the Gaussian prior of MAP use :class:`WeightPrior`.
+        weight_decay: decoupled weight decay of AdamW; thresholds and gains of codes and scales of losses do not decay.
+            For the Gaussian prior of MAP use :class:`WeightPrior`.
         batch_key: where ``x`` is if a batch is a dict; of a tuple or list it is the first item.
         mask_key: where in the batch (a key, or a position) a mask is, true or 1 where a number of ``x`` is there, of
             its shape or to be broadcast to it. What is missing is 0 for the encoder and has neither loss nor gradient;
             sums are over what is there.
-        missing: what NaN in ``x`` is: ``"refuse"``, an error; ``"mask"``, a number that is missing.
+        missing: what NaN in ``x`` is: ``"refuse"``, an error; ``"mask"``, a number that is missing, in all methods.
 
     Shapes:
         ``x``: ``(B, *event)``; every term: ``(B,)`` or without dimensions.
@@ -168,7 +168,7 @@ class Autoencoder(Rebuildable, RecordsArguments):
 
     def encode(self, x: Tensor) -> Tensor:
         """The latent ``z`` of clean data, without randomness."""
-        return self.code.encode(self.encoder(x))
+        return self.code.encode(self.encoder(self._there(x)[0]))
 
     def decode(self, z: Tensor) -> Tensor:
         """The reconstruction of a latent, output activation applied."""
@@ -176,23 +176,27 @@ class Autoencoder(Rebuildable, RecordsArguments):
 
     def reconstruct(self, x: Tensor) -> Tensor:
         """``decode(encode(x))``; a loss that takes a scale from ``x`` as known applies it."""
-        return self.loss.prediction(self.decoder(self.encode(x)), x)
+        return self.loss.prediction(self.decoder(self.encode(x)), *self._there(x))
 
     def forward(self, x: Tensor) -> AutoencoderOutput:
         """Latent, pre-activations and the code's charges of a batch, without corruption."""
-        z, penalties = self.code(self.encoder(x))
+        z, penalties = self.code(self.encoder(self._there(x)[0]))
         return AutoencoderOutput(z, self.decoder(z), penalties)
+
+    def _there(self, x: Tensor) -> tuple[Tensor] | tuple[Tensor, Tensor]:
+        # without a mask there is nothing to tell those who take none
+        return split_missing(x) if self.missing == "mask" and isinstance(x, Tensor) else (x,)
 
     # -- the objective ----------------------------------------------------------------------------------------
 
     def terms(self, x: Tensor, output: AutoencoderOutput) -> dict[str, Tensor]:
         """Raw, unweighted terms by name, ``(B,)`` or without dimensions each; every one is logged."""
-        mask = getattr(output, "mask", None)  # somebody's own output may have none
-        masked = () if mask is None else (mask,)
+        mask = getattr(output, "mask", None)
+        masked = () if mask is None else (mask,)  # somebody's own output may have none
         terms = self.loss.terms(output.params, x, *masked)
         model: AutoencoderLike = self  # all that penalties rely on
         penalties = {name: penalty(x, output, model) for name, penalty in self.penalties.items()}
-        charges = {**output.penalties, **self.code.auxiliary(lambda z: self._score_frozen(z, x))}
+        charges = {**output.penalties, **self.code.auxiliary(lambda z: self._score_frozen(z, x, *masked))}
         if set(charges) != set(self.code.weights()):
             raise ValueError(
                 f"{type(self.code).__name__}: charges {sorted(charges)}, but weights() has "
@@ -204,9 +208,9 @@ class Autoencoder(Rebuildable, RecordsArguments):
             raise ValueError(f"terms: each needs a name of its own, other than 'loss'; got {names}.")
         return merged
 
-    def _score_frozen(self, z: Tensor, x: Tensor) -> Tensor:
+    def _score_frozen(self, z: Tensor, x: Tensor, *masked: Tensor) -> Tensor:
         frozen = {name: parameter.detach() for name, parameter in self.decoder.named_parameters()}
-        return self.loss(torch.func.functional_call(self.decoder, frozen, (z,)), x)  # type: ignore[no-any-return]
+        return self.loss(torch.func.functional_call(self.decoder, frozen, (z,)), x, *masked)  # type: ignore[no-any-return]
 
     def objective(self, terms: dict[str, Tensor]) -> Tensor:
         """The sum of the terms, each of the code's and of the penalties times its weight, ``(B,)``.
@@ -231,8 +235,8 @@ class Autoencoder(Rebuildable, RecordsArguments):
         x = self.get_input(batch)
         if not self._masks:
             return x, None
-        mask = torch.ones_like(x, dtype=torch.bool) if self.mask_key is None else mask_of(batch, self.mask_key, x)
-        mask = mask & ~x.isnan() if self.missing == "mask" else mask
+        mask = ~x.isnan() if self.missing == "mask" else torch.ones_like(x, dtype=torch.bool)
+        mask = mask if self.mask_key is None else mask & mask_of(batch, self.mask_key, x)
         return without_missing(x, mask), mask
 
     def _step(self, batch: Any) -> dict[str, Any]:
@@ -242,7 +246,7 @@ class Autoencoder(Rebuildable, RecordsArguments):
                 f"x: expected a batch (B, *event) with B > 0, got {tuple(x.shape)}, of which there is no mean; leave "
                 "empty batches out in the loader."
             )
-        output = self(self.corruption(x))
+        output = self(corrupted(self.corruption, x, mask))
         output = output if mask is None else output._replace(mask=mask)
         terms = self.terms(x, output)
         for name, term in terms.items():
@@ -267,35 +271,14 @@ class Autoencoder(Rebuildable, RecordsArguments):
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """Latent ``z``, ``reconstruction``, and the reconstruction loss ``(B,)`` as anomaly ``score``."""
         x, mask = self.observed(batch)
-        z = self.encode(self.corruption(x))
-        params = self.decoder(z)
-        score = self.loss(params, x) if mask is None else self.loss(params, x, mask)
-        return {"z": z, "reconstruction": self.loss.prediction(params, x), "score": score}
+        z = self.encode(corrupted(self.corruption, x, mask))
+        given = (self.decoder(z), x) if mask is None else (self.decoder(z), x, mask)
+        return {"z": z, "reconstruction": self.loss.prediction(*given), "score": self.loss(*given)}
 
     def configure_callbacks(self) -> list[L.Callback]:
         """The :class:`Recorder` that logs; keep it if you add your own: ``[*super().configure_callbacks(), ...]``."""
         attached = self._trainer is not None and any(isinstance(c, Recorder) for c in self.trainer.callbacks)  # type: ignore[attr-defined]
         return [] if attached else [Recorder()]
-
-    # -- optimisation -----------------------------------------------------------------------------------------
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW with ``lr`` and ``weight_decay``, fused if it can be; LightningCLI replaces it if given one.
-
-        It gets :meth:`trained_parameters`.
-        """
-        return adamw(self.trained_parameters(), self, lr=self.lr, weight_decay=self.weight_decay)
-
-    def trained_parameters(self) -> list[nn.Parameter]:
-        """Those that ask for gradients when the fit begins; others can get a group and a rate of their own later.
-
-        Raises:
-            ValueError: if all are frozen.
-        """
-        chosen = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        if not chosen:
-            raise ValueError(f"{type(self).__name__}: all parameters are frozen (requires_grad=False); none can train.")
-        return chosen
 
     # -- data and metrics -------------------------------------------------------------------------------------
 

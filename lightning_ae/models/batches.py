@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_ae.boxes import AutoencoderLike, AutoencoderOutput
 from lightning_ae.checks import outline
@@ -60,12 +60,24 @@ def without_missing(x: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, x, torch.zeros((), dtype=x.dtype, device=x.device))
 
 
+def split_missing(x: Tensor) -> tuple[Tensor, Tensor]:
+    """``x`` with 0 in the place of NaN, and the mask of what is there."""
+    mask = ~x.isnan()
+    return without_missing(x, mask), mask
+
+
+def corrupted(corruption: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
+    """What the encoder sees of ``x`` in a step: noise on what is there alone."""
+    seen: Tensor = corruption(x)
+    return seen if mask is None or seen.shape != mask.shape else without_missing(seen, mask)
+
+
 def imputed(model: AutoencoderLike, batch: Any, output: AutoencoderOutput) -> Tensor:
     """``x`` with predictions in the place of what is missing, so that they count as neither right nor wrong."""
     x, mask = model.observed(batch)
     if mask is None:
         return x
-    return torch.where(mask, x, model.loss.prediction(output.params, x).detach().to(x.dtype))
+    return torch.where(mask, x, model.loss.prediction(output.params, x, mask).detach().to(x.dtype))
 
 
 def warn_of_unused_mask(batch: Any, observed: tuple[Tensor, Tensor | None]) -> None:

@@ -6,15 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_ae.boxes import AutoencoderOutput
 from lightning_ae.checks import check_sequence, check_type
 from lightning_ae.codes import Code, SelectingCode, SparseCode, TopKCode
 from lightning_ae.losses import ReconstructionLoss
 from lightning_ae.models.base import check_loss
-from lightning_ae.models.optimizer import adamw
 from lightning_ae.models.upkeep import UpkeptAutoencoder
 from lightning_ae.networks import DictionaryDecoder, DictionaryEncoder
 from lightning_ae.networks.shapes import check_input
@@ -30,9 +28,9 @@ class DictionaryAutoencoder(UpkeptAutoencoder):
       gradient along them is removed. The encoder starts as their transpose, :math:`W = D^\top`.
     * :math:`s` makes :math:`\mathbb E\|s(x - m)\| = \sqrt d`, so that learning rates and weights mean the same for any
       data: in any unit, and wherever they lie. :math:`m` and :math:`s` are estimated before the first step, on the
-      first 16,384 training rows, which does not depend on how they come in batches (data that can be read only once are
-      observed in the first ten steps instead), and kept in checkpoints. Terms are in units of :math:`sx`, whereas
-      ``params``, metrics and predictions are in those of ``x``.
+      first 16,384 training rows, which does not depend on how they come in batches (streams without a length, which may
+      be read only once, are observed in the first ten steps instead), and kept in checkpoints. Terms are in units of
+      :math:`sx`, whereas ``params``, metrics and predictions are in those of ``x``.
     * A latent is dead that was off in the last ``dead_after`` training examples, of all devices together.
       :class:`AuxiliaryK` is there for them; ``resample_every`` starts them anew.
 
@@ -150,7 +148,7 @@ class DictionaryAutoencoder(UpkeptAutoencoder):
         decoded: Tensor = (self.decoder(z) + self.pre_bias) / self.input_scale
         return decoded
 
-    def _score_frozen(self, z: Tensor, x: Tensor) -> Tensor:
+    def _score_frozen(self, z: Tensor, x: Tensor, *masked: Tensor) -> Tensor:
         atoms = self.decoder.atoms.detach()
         if not self.unit_norm:
             # not detached: z has the norms as a factor, whose gradient this takes back
@@ -188,26 +186,9 @@ class DictionaryAutoencoder(UpkeptAutoencoder):
         latent = {"z_values": z.values, "z_indices": z.indices} if isinstance(z, SparseCode) else {"z": z}
         return {**latent, "reconstruction": self.loss.prediction(params, x), "score": self.loss(params, x)}
 
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW as in :class:`Autoencoder`; the pre-bias does not decay, as it is where the data lie."""
-        parameters: Any = self.trained_parameters()
-        if self.weight_decay:
-            others = [parameter for parameter in parameters if parameter is not self.pre_bias]
-            parameters = [{"params": [self.pre_bias], "weight_decay": 0.0}, {"params": others}]
-        return adamw(parameters, self, lr=self.lr, weight_decay=self.weight_decay)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Read checkpoints from when the pre-bias decayed like the other weights, in one group with them."""
-        super().on_load_checkpoint(checkpoint)
-        own = getattr(self.configure_optimizers, "__func__", None) is DictionaryAutoencoder.configure_optimizers
-        for state in checkpoint.get("optimizer_states", ()) if own and self.weight_decay else ():
-            if len(state["param_groups"]) == 1:
-                group = state["param_groups"][0]
-                first, *others = group["params"]
-                state["param_groups"] = [
-                    {**group, "params": [first], "weight_decay": 0.0},
-                    {**group, "params": others},
-                ]
+    def undecayed_parameters(self) -> list[nn.Parameter]:
+        """As in :class:`Autoencoder`, and the pre-bias, as it is where the data lie."""
+        return [self.pre_bias, *super().undecayed_parameters()]
 
     # -- export -----------------------------------------------------------------------------------------------
 

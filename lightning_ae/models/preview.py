@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,8 +27,9 @@ def first_rows(trainer: L.Trainer, model: Autoencoder, number: int) -> Tensor | 
         number: how many rows of this process.
 
     Returns:
-        ``(n, *event)`` with ``n <= number``; None where a look would take batches away from training: several loaders,
-        iterators, and subclasses of :class:`torch.utils.data.DataLoader`, which may keep a state.
+        ``(n, *event)`` with ``n <= number``; None where a look may take batches away from training: several loaders,
+        iterators, data without a length, as streams are, of which nobody knows whether they begin anew, and subclasses
+        of :class:`torch.utils.data.DataLoader`, which may keep a state.
     """
     loader = _again(trainer.train_dataloader)
     if loader is None:
@@ -55,12 +56,15 @@ def _again(loader: Any) -> Any:
         if isinstance(data, Iterator):
             return None
         if isinstance(data, IterableDataset):
+            if not isinstance(data, Sized):
+                return None
             return DataLoader(data, loader.batch_size, drop_last=loader.drop_last, collate_fn=collate)
         if loader.batch_sampler is None:
             return DataLoader(data, None, sampler=loader.sampler, collate_fn=collate)
         return DataLoader(data, batch_sampler=loader.batch_sampler, collate_fn=collate)
     several = isinstance(loader, (Mapping, list, tuple))
-    if several or isinstance(loader, (DataLoader, Iterator)) or not isinstance(loader, Iterable):
+    read_once = isinstance(loader, (DataLoader, Iterator)) or not isinstance(loader, Sized)
+    if several or read_once or not isinstance(loader, Iterable):
         return None
     return loader
 

@@ -12,6 +12,7 @@ from lightning_ae.checks import check_tensor, check_type, describe_type
 from lightning_ae.codes.quantized import QuantizedCode, VectorQuantizerCode
 from lightning_ae.losses import ReconstructionLoss
 from lightning_ae.models.base import Autoencoder
+from lightning_ae.models.batches import corrupted
 
 
 class VectorQuantizedAutoencoder(Autoencoder):
@@ -78,7 +79,7 @@ class VectorQuantizedAutoencoder(Autoencoder):
     @torch.no_grad()
     def indices(self, x: Tensor) -> Tensor:
         """The codes of clean data, whole numbers ``(B, g, *spatial)``."""
-        return self.code.indices(self.encoder(x))
+        return self.code.indices(self.encoder(self._there(x)[0]))
 
     def decode_indices(self, indices: Tensor) -> Tensor:
         """The reconstruction from codes ``(B, g, *spatial)``, output activation applied.
@@ -98,11 +99,10 @@ class VectorQuantizedAutoencoder(Autoencoder):
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """As in :class:`Autoencoder`, and the ``indices``."""
         x, mask = self.observed(batch)
-        h = self.encoder(self.corruption(x))
+        h = self.encoder(corrupted(self.corruption, x, mask))
         z = self.code.encode(h)
-        params = self.decoder(z)
-        score = self.loss(params, x) if mask is None else self.loss(params, x, mask)
-        prediction = self.loss.prediction(params, x)
+        given = (self.decoder(z), x) if mask is None else (self.decoder(z), x, mask)
+        prediction, score = self.loss.prediction(*given), self.loss(*given)
         return {"z": z, "reconstruction": prediction, "score": score, "indices": self.code.indices(h)}
 
     def bits_per_example(self) -> float:

@@ -186,7 +186,8 @@ class Recorder(L.Callback):
             chosen = model.configure_metrics(x) if mask is None else masked_metrics()
             self._eval_metrics[loader] = chosen.to(pl_module.device)
         self._eval_means[loader].update(outputs["terms"], x.shape[0])
-        prediction = model.loss.prediction(outputs["output"].params, x)
+        masked = () if mask is None else (mask,)
+        prediction = model.loss.prediction(outputs["output"].params, x, *masked)
         # torchmetrics takes views: channels_last or transposed data have none
         compared = full_precision(prediction).contiguous(), full_precision(x).contiguous()
         self._eval_metrics[loader].update(*compared, **({} if mask is None else {"mask": mask}))

@@ -52,12 +52,19 @@ def gradients_so_far(trainer: Any, model: nn.Module) -> dict[str, Tensor]:
 
     With several ranks their mean, which is what the step of a run that starts from it sees.
     """
-    if trainer.state.fn != TrainerFn.FITTING or not trainer.lightning_module.automatic_optimization:
+    if trainer.state.fn != TrainerFn.FITTING:
         return {}
-    batches = trainer.fit_loop.epoch_loop.batch_progress
-    if batches.current.ready == 0 or not trainer.fit_loop._should_accumulate():
+    batches = trainer.fit_loop.epoch_loop.batch_progress.current
+    amid = batches.ready != batches.processed  # an exception has ended this batch
+    if not trainer.lightning_module.automatic_optimization:  # when it steps, only the model knows
+        held = any(p.grad is not None for p in model.parameters())
+    elif amid:
+        held = batches.processed % trainer.accumulate_grad_batches > 0
+    else:
+        held = batches.ready > 0 and trainer.fit_loop._should_accumulate()
+    if not held:
         return {}
-    if shards_parameters(trainer) or batches.current.ready != batches.current.processed:
+    if shards_parameters(trainer) or amid:
         rank_zero_warn(
             "The checkpoint is written between two optimizer steps and cannot hold the gradients of the batches since "
             "the last one: a run resumed from it does without them."

@@ -295,6 +295,11 @@ def _check_levels(levels: Sequence[Autoencoder]) -> list[Autoencoder]:
                 f"levels[{k}]: expected an Autoencoder without callbacks of its own, which a level does not get; got "
                 f"a {type(level).__name__}."
             )
+        if level._masks:
+            raise ValueError(
+                f"levels[{k}]: expected an Autoencoder without mask_key and missing='mask': a stack cannot leave "
+                "numbers out; fill them in before."
+            )
         if any(level is other for other in levels[:k]):
             raise ValueError(f"levels[{k}]: expected another Autoencoder than those below, got one of them again.")
     for k, (below, level) in enumerate(pairwise(levels), 1):

@@ -83,7 +83,7 @@ class VariationalAutoencoder(Autoencoder):
 
     def posterior(self, x: Tensor) -> distributions.Distribution:
         r""":math:`q(z \mid x)`: batch ``(B,)``, event the latent."""
-        return self.code.posterior(self.encoder(x))
+        return self.code.posterior(self.encoder(self._there(x)[0]))
 
     @torch.no_grad()
     def sample(self, n: int, *, draw: bool = False, latent_shape: Sequence[int] | None = None) -> Tensor:
@@ -194,10 +194,11 @@ class VariationalAutoencoder(Autoencoder):
         loss = self._likelihood("iwae_bound")
         count = check_whole("num_samples", num_samples)
         check_floating("x", x, least_dims=2)
-        h = self.encoder(x)
+        given = self._there(x)
+        h = self.encoder(given[0])
         z, ratio = self.code.draw(h, self._noise(h, count))
-        repeated = x.expand(count, *x.shape).flatten(0, 1)
-        log_weights: Tensor = ratio - loss(self.decoder(z.flatten(0, 1)), repeated).view_as(ratio)
+        repeated = [part.expand(count, *x.shape).flatten(0, 1) for part in given]
+        log_weights: Tensor = ratio - loss(self.decoder(z.flatten(0, 1)), *repeated).view_as(ratio)
         return log_weights.logsumexp(0) - math.log(count)
 
     @torch.no_grad()
@@ -225,14 +226,16 @@ class VariationalAutoencoder(Autoencoder):
         loss = self._likelihood("log_likelihood")
         count, chunk_size = check_whole("num_samples", num_samples), check_whole("chunk_size", chunk_size)
         check_floating("x", x, least_dims=2)
-        h = torch.cat([self.encoder(rows) for rows in torch.split(x, chunk_size)])
+        given = self._there(x)
+        h = torch.cat([self.encoder(rows) for rows in torch.split(given[0], chunk_size)])
         together = max(1, chunk_size // max(1, len(x)))
         total = torch.full((len(x),), -math.inf, device=x.device)
         for start in range(0, count, together):
             z, ratio = self.code.draw(h, self._noise(h, min(together, count - start)))
-            repeated = x.expand(len(z), *x.shape).flatten(0, 1)
-            pieces = zip(torch.split(z.flatten(0, 1), chunk_size), torch.split(repeated, chunk_size), strict=True)
-            log_weights = ratio - torch.cat([loss(self.decoder(z), rows) for z, rows in pieces]).view_as(ratio)
+            repeated = [part.expand(len(z), *x.shape).flatten(0, 1) for part in given]
+            parts = (torch.split(part, chunk_size) for part in (z.flatten(0, 1), *repeated))
+            pieces = zip(*parts, strict=True)
+            log_weights = ratio - torch.cat([loss(self.decoder(z), *rows) for z, *rows in pieces]).view_as(ratio)
             total = torch.logaddexp(total, log_weights.logsumexp(0))
         return total - math.log(count)
 

@@ -28,8 +28,8 @@ _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 }
 
 #: Of the weights of a decoder's last layer. A decoder that starts by saying next to nothing learns faster: held-out
-#: squared error of 784-128-16-128-784 on MNIST after 100 / 300 / 1,200 batches 22.9 / 18.2 / 15.6 for 33.8 / 22.2 / 17.5
-#: with 1 and 43.6 / 26.3 / 16.3 with torch's own initialisation (`recipes/benchmarks/defaults.py`).
+#: squared error of 784-128-16-128-784 on MNIST after 100 / 300 / 1,200 batches is 22.9 / 18.2 / 15.6, with 1 it is
+#: 33.8 / 22.2 / 17.5, and with torch's own initialisation 43.6 / 26.3 / 16.3 (`recipes/benchmarks/defaults.py`).
 OUTPUT_SCALE = 0.1
 
 _AVERAGED = {"tanh", "sigmoid", "softplus", "identity"}

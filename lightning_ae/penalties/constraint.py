@@ -46,7 +46,9 @@ class ConstraintPenalty(Penalty):
 
     def forward(self, x: Tensor, output: AutoencoderOutput, model: AutoencoderLike) -> Tensor:
         """Squared norm of each example's residual."""
-        residual = self.residual(full_precision(model.loss.prediction(output.params, x)))
+        mask = getattr(output, "mask", None)
+        masked = () if mask is None else (mask,)
+        residual = self.residual(full_precision(model.loss.prediction(output.params, x, *masked)))
         if self.conserve:
             residual = residual - self.residual(full_precision(x))
         return residual.reshape(x.shape[0], -1).square().sum(1)

@@ -86,9 +86,10 @@ class JacobianPenalty(Penalty):
 
 def _check_code(model: AutoencoderLike) -> None:
     code = model.code
-    if isinstance(code, QuantizedCode):
+    within = [part for level in getattr(model, "levels", ()) for part in level.modules()]  # of a stack
+    for quantised in (part for part in (code, *within) if isinstance(part, QuantizedCode)):
         raise TypeError(
-            f"JacobianPenalty: {type(code).__name__} is constant almost everywhere, so its Jacobian is 0, and the "
+            f"JacobianPenalty: {type(quantised).__name__} is constant almost everywhere, so its Jacobian is 0, and the "
             "gradient that passes it is a surrogate's; use a continuous code."
         )
     if isinstance(code, SelectingCode) and hasattr(model, "dead_latents"):

@@ -709,6 +709,66 @@ def test_a_checkpoint_amid_an_accumulation_resumes_to_the_same_run(kind, make_tr
         assert torch.equal(weights(fit(path=path)), weights(whole)), path.name
 
 
+@pytest.mark.parametrize("at", range(8))
+def test_an_exception_amid_a_batch_says_whether_gradients_are_lost(at, make_trainer, tmp_path):
+    """They are, if there were batches before it since the last step: with windows of four in all but the first."""
+
+    class Interrupt(L.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if batch_idx == at:
+                raise RuntimeError("stop")
+
+    saved = L.pytorch.callbacks.OnExceptionCheckpoint(tmp_path)
+    trainer = make_trainer(callbacks=[saved, Interrupt()], accumulate_grad_batches=4, enable_checkpointing=True)
+    loader = torch.utils.data.DataLoader(torch.rand(32, 6), 4)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        with pytest.raises(RuntimeError, match="stop"):
+            trainer.fit(model(), loader)
+    assert any("cannot hold the gradients" in str(w.message) for w in found) == (at % 4 > 0)
+    assert len(list(tmp_path.glob("*.ckpt"))) == 1
+
+
+class _ByHand(ae.MLPAutoencoder):
+    """Steps after each third batch, with two optimizers."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        result = super().training_step(batch, batch_idx)
+        self.manual_backward(result["loss"] / 3)
+        if batch_idx % 3 == 2:
+            for optimizer in self.optimizers():
+                optimizer.step()
+                optimizer.zero_grad()
+        return result
+
+    def configure_optimizers(self):
+        parts = (self.encoder, torch.optim.Adam), (self.decoder, torch.optim.SGD)
+        return [kind(part.parameters(), 0.01) for part, kind in parts]
+
+
+def test_a_checkpoint_between_steps_by_hand_has_the_gradients_so_far(make_trainer, tmp_path):
+    class SaveEach(L.pytorch.callbacks.Checkpoint):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            trainer.save_checkpoint(tmp_path / f"{trainer.current_epoch}-{batch_idx}.ckpt")
+
+    def fit(callbacks=(), path=None):
+        torch.manual_seed(2)
+        m = _ByHand(6, 2, hidden=(5,))
+        options = {"enable_checkpointing": bool(callbacks), "limit_val_batches": 0, "max_epochs": 2}
+        make_trainer(callbacks=list(callbacks), **options).fit(m, data(), ckpt_path=path)
+        return m
+
+    whole = fit([SaveEach()])
+    saved = sorted(tmp_path.glob("*.ckpt"))
+    assert len(saved) == 2 * 6
+    for path in saved:
+        assert torch.equal(weights(fit(path=path)), weights(whole)), path.name
+
+
 class _SaveAt(L.pytorch.callbacks.Checkpoint):
     """Writes a file after the second of each four batches, and the weights at the end."""
 

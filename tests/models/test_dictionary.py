@@ -179,6 +179,7 @@ def test_training_does_not_depend_on_where_the_data_lie(name, weight_decay, make
     assert max(dead) - min(dead) <= 2
 
 
+@pytest.mark.filterwarnings("ignore:Your `IterableDataset` has `__len__` defined")  # right for one process
 @pytest.mark.parametrize("shuffled_by", ["module", "loader", "iterable"])
 def test_scale_and_loss_do_not_depend_on_micro_batches(shuffled_by, make_trainer):
     x = ae.sparse_dictionary(1024, 12, 32, 3).x + 5
@@ -186,6 +187,9 @@ def test_scale_and_loss_do_not_depend_on_micro_batches(shuffled_by, make_trainer
     class Rows(torch.utils.data.IterableDataset):
         def __iter__(self):
             return iter(x)
+
+        def __len__(self):
+            return len(x)
 
     def loader(size):
         if shuffled_by == "module":
@@ -228,6 +232,29 @@ def test_the_look_at_the_data_leaves_them_and_random_numbers_alone(make_trainer)
         assert torch.equal(number, same)
         assert scale == 1
         torch.testing.assert_close(estimated, 3 / centred_norm(x))
+
+
+@pytest.mark.parametrize("form", ["dataset", "generator", "loader"])
+def test_no_row_of_a_stream_is_taken_from_training(form, make_trainer):
+    x = torch.randn(320, 9) + 5
+
+    class Stream:
+        def __init__(self, source):
+            self.source = source
+
+        def __iter__(self):
+            return self.source if form == "dataset" else (row for row in self.source)
+
+    class Rows(Stream, torch.utils.data.IterableDataset):
+        pass
+
+    data = Stream(iter(x.split(16))) if form == "loader" else torch.utils.data.DataLoader(Rows(iter(x)), batch_size=16)
+    seen = []
+    model = DictionaryAutoencoder(9, 24, TopKCode(3))
+    model.on_train_batch_start = lambda batch, _: seen.append(batch)
+    make_trainer(max_epochs=1).fit(model, data)
+    assert torch.equal(torch.cat(seen), x)
+    torch.testing.assert_close(model.input_scale, 3 / centred_norm(x[:160]), rtol=0.02, atol=0)
 
 
 def test_data_that_can_be_read_only_once_are_observed_in_the_first_steps(make_trainer):

@@ -20,6 +20,7 @@ LOSSES = {
     "poisson": lambda: ae.PoissonNLL(),
     "negative binomial": lambda: ae.NegativeBinomialNLL(6),
     "zero-inflated": lambda: ae.ZeroInflatedNegativeBinomialNLL(6),
+    "discretised": lambda: ae.DiscretizedLogisticMixtureNLL(2),
     "weighted": lambda: ae.WeightedLoss({"a": ae.SquaredError(), "b": ae.LaplaceNLL()}, {"a": 1.0, "b": 2.0}),
 }
 
@@ -239,3 +240,98 @@ def test_what_rounding_leaves_beyond_one_is_not_outside():
     ae.BernoulliNLL().check(-1e-8 * x)
     with pytest.raises(ValueError, match="must lie in"):
         ae.BernoulliNLL().check(x * 1.001)
+
+
+@pytest.mark.parametrize("cls", [ae.NegativeBinomialNLL, ae.ZeroInflatedNegativeBinomialNLL])
+def test_with_a_library_size_what_is_there_is_scored_as_if_it_were_all(cls):
+    """Total and shares are those of the genes that are there: the missing ones might as well not exist."""
+    torch.manual_seed(0)
+    loss = cls(inverse_dispersion=2.0, library_size=True).double()
+    there = torch.tensor([True, False, True, True, False, True])
+    x, mask = torch.poisson(torch.full((5, 6), 3.0)).double(), there.expand(5, 6)
+    params = torch.randn(5, *loss.params_shape((6,)), dtype=torch.float64, requires_grad=True)
+    kept = params.view(5, -1, 6)[..., there].flatten(1)
+    holes = torch.where(mask, x, torch.nan)
+    found = loss(params, holes, mask)
+    torch.testing.assert_close(found, loss(kept, x[:, there]))
+    (gradient,) = torch.autograd.grad(found.sum(), params)
+    assert (gradient.view(5, -1, 6)[..., ~there] == 0).all()
+    prediction = loss.prediction(params, holes, mask)
+    torch.testing.assert_close(prediction[:, there], loss.prediction(kept, x[:, there]), rtol=1e-5, atol=1e-6)
+    assert prediction.isfinite().all()
+    torch.testing.assert_close(loss.prediction(params, x, torch.ones_like(mask)), loss.prediction(params, x))
+
+
+def test_metrics_of_a_library_size_go_by_what_is_there(make_trainer):
+    torch.manual_seed(0)
+    there = torch.tensor([True, False, True, True, False, True])
+    x = torch.poisson(torch.full((16, 6), 3.0))
+    model = ae.MLPAutoencoder(6, 2, loss=ae.NegativeBinomialNLL(library_size=True), missing="mask")
+    metrics = make_trainer().validate(model, DataLoader(torch.where(there, x, torch.nan), 8), verbose=False)[0]
+    share = model.decoder(model.encode(torch.where(there, x, 0.0)))[:, there].softmax(1)
+    expected = (x[:, there].sum(1, keepdim=True) * share - x[:, there]).square().mean()
+    assert metrics["val/mse"] == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_the_gates_auxiliary_reconstruction_is_that_of_what_is_there():
+    torch.manual_seed(0)
+    model = ae.SparseAutoencoder(*ae.mlp_pair(6, 4), code=ae.GatedCode(4, 0.1), mask_key=1)
+    x, mask = torch.rand(8, 6), torch.rand(8, 6) < 0.5
+    found = model.training_step((torch.where(mask, x, 77.0), mask), 0)["terms"]["gate"]
+    params = model.decoder(model.encoder(torch.where(mask, x, 0.0)).relu())
+    expected = ((params - x).square() * mask).sum(1).mean()
+    torch.testing.assert_close(found, expected.detach())
+
+
+def test_what_is_missing_has_no_noise_for_the_encoder():
+    model = ae.DenoisingAutoencoder(6, 2, corruption=ae.GaussianNoise(3.0), missing="mask")
+    seen = []
+    model.encoder.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    x = torch.where(torch.rand(8, 6) < 0.5, torch.rand(8, 6), torch.nan)
+    model.training_step(x, 0)
+    model.predict_step(x, 0)
+    for given in seen:
+        assert (given[x.isnan()] == 0).all()
+    assert (seen[0][~x.isnan()] != x[~x.isnan()]).all()
+
+
+@pytest.mark.parametrize(
+    "method",
+    ["encode", "reconstruct", "forward", "posterior", "log_likelihood", "iwae_bound"],
+)
+def test_methods_take_nan_for_what_is_missing(method):
+    torch.manual_seed(0)
+    pair = ae.MLPEncoder(6, 4), ae.MLPDecoder(2, 6)
+    model = ae.VariationalAutoencoder(*pair, ae.GaussianNLL(0.5), missing="mask")
+    x = torch.where(torch.rand(8, 6) < 0.7, torch.rand(8, 6), torch.nan)
+
+    def call(given):
+        torch.manual_seed(1)
+        found = getattr(model, method)(given, *([5] if method in ("log_likelihood", "iwae_bound") else []))
+        return found.params if method == "forward" else found.mean if method == "posterior" else found
+
+    assert call(x).isfinite().all()
+    if method not in ("log_likelihood", "iwae_bound"):
+        torch.testing.assert_close(call(x), call(x.nan_to_num(0.0)))
+
+
+def test_the_likelihood_of_what_is_there_is_exact_for_a_linear_model():
+    """Probabilistic PCA: what is there is normal with covariance WWᵀ + σ²I of its rows."""
+    from scipy.stats import multivariate_normal
+
+    torch.manual_seed(0)
+    sigma, there = 0.5, torch.tensor([True, False, True, True])
+    model = ae.VariationalAutoencoder(ae.LinearEncoder(4, 2), ae.LinearDecoder(1, 4), ae.GaussianNLL(sigma),
+                                      missing="mask")  # fmt: skip
+    x = torch.randn(3, 4)
+    w, b = model.decoder.weight.detach().double(), model.decoder.layer.bias.detach().double()
+    covariance = (w @ w.T + sigma**2 * torch.eye(4, dtype=torch.float64))[there][:, there]
+    expected = multivariate_normal(b[there].numpy(), covariance.numpy()).logpdf(x[:, there].double().numpy())
+    found = model.log_likelihood(torch.where(there, x, torch.nan), 20_000)
+    np.testing.assert_allclose(found, expected, atol=0.05)
+
+
+@pytest.mark.parametrize("kwargs", [{"missing": "mask"}, {"mask_key": 1}])
+def test_a_level_of_a_stack_that_would_mask_is_refused(kwargs):
+    with pytest.raises(ValueError, match=r"levels\[0\]: expected an Autoencoder without mask_key"):
+        ae.StackedAutoencoder([ae.MLPAutoencoder(6, 4, **kwargs), ae.MLPAutoencoder(4, 2)])

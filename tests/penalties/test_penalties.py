@@ -30,6 +30,7 @@ from lightning_ae import (
     OrthogonalityPenalty,
     Penalty,
     PoissonNLL,
+    StackedAutoencoder,
     TensorDataModule,
     TopKCode,
     Total,
@@ -492,6 +493,10 @@ def test_weights_are_plain_attributes_read_at_every_step():
     [
         (MLPAutoencoder(6, 4, code=VectorQuantizerCode(8, 2)), "VectorQuantizerCode is constant almost everywhere"),
         (MLPAutoencoder(6, 4, code=FiniteScalarQuantizerCode([3, 3])), "FiniteScalarQuantizerCode is constant"),
+        (
+            StackedAutoencoder([MLPAutoencoder(6, 4, code=VectorQuantizerCode(8, 4)), MLPAutoencoder(4, 2)]),
+            "VectorQuantizerCode is constant almost everywhere",
+        ),
         (DictionaryAutoencoder(6, 12, TopKCode(2)), "DictionaryAutoencoder with TopKCode keeps only what it selects"),
         (DictionaryAutoencoder(6, 12, BatchTopKCode(2)), "DictionaryAutoencoder with BatchTopKCode"),
     ],
