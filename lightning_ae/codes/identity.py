@@ -65,6 +65,15 @@ class Code(Rebuildable, nn.Module, ABC):
         """Parameters ``(D,)`` with a number for each latent that is 0 at the start, and again when it starts anew."""
         return []
 
+    def start_from(self, h: Tensor, known: Tensor, reduce: Callable[[Tensor], Tensor] | None = None) -> None:
+        """Take from data what starts there, such as thresholds; called before the first step, by few models.
+
+        Args:
+            h: the encoder's output for the first training rows, ``(B, *h_shape)``.
+            known: whether training began before, without dimensions; then nothing changes.
+            reduce: averages a tensor over the ranks.
+        """
+
     def rescale(self, factor: Tensor) -> None:
         """Turn ``code(h)`` into ``factor * code(h / factor)``, in place.
 

@@ -60,12 +60,18 @@ class L0Controller(nn.Module):
     def __init__(self, weight: float, target: float, rate: float = 0.007, gain: float = 0.5) -> None:
         super().__init__()
         self.target = target
-        self.rate = rate
-        self.gain = gain
+        self.rate: float | Tensor = rate
+        self.gain: float | Tensor = gain
         self.register_buffer("weight", torch.tensor(float(weight)))
         self.register_buffer("error", torch.tensor(0.0))
         #: active latents and examples since the last step
         self.register_buffer("seen", torch.zeros(2, dtype=torch.int64))
+
+    def make_adjustable(self) -> None:
+        """Make rate and gain state on the device, for a code that changes them as it starts."""
+        for name in ("rate", "gain"):
+            value = vars(self).pop(name)
+            self.register_buffer(name, torch.tensor(float(value)))
 
     def current(self) -> Tensor:
         """The weight in use, without dimensions: not a buffer, as the objective's graph may outlive the next step."""

@@ -105,7 +105,9 @@ class VectorQuantizerCode(KeepsAttributes, QuantizedCode):
         num_codes: size of the codebook.
         dim: size of its vectors.
         commitment: :math:`\beta`.
-        decay: :math:`\gamma` in [0, 1), or None for a codebook that learns by gradient.
+        decay: :math:`\gamma` in [0, 1), or None for a codebook that learns by gradient. On MNIST as 7×7, 256 codes, the
+            squared error after 300 steps of 64 images was 7.39 with 0.99, 6.76 with 0.95, 6.68 with 0.9, 6.76 with 0.8;
+            after 600 steps of 4 images 6.07, 5.75 and 5.93 (0.99 to 0.9; three seeds, whose spread is 0.5 to 0.9).
         kmeans: whether to start with k-means; else with small random vectors, uniform in ±1/num_codes.
         expire: share of the even share; 0 for codes that never expire.
 
@@ -148,7 +150,7 @@ class VectorQuantizerCode(KeepsAttributes, QuantizedCode):
         dim: int,
         *,
         commitment: float = 0.25,
-        decay: float | None = 0.99,
+        decay: float | None = 0.95,
         kmeans: bool = True,
         expire: float = 0.03,
     ) -> None:

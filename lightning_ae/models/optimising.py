@@ -55,42 +55,39 @@ class TrainsWithAdamW(RecordsArguments):
         """Thresholds, gains and biases of the code, and scales of the loss: in units of the data, or logarithms."""
         return [*self.code.per_latent(), *(parameter for parameter in self.loss.parameters() if parameter.ndim < 2)]
 
-    def parameter_groups(self) -> Any:
-        """What an optimizer with weight decay gets: :meth:`undecayed_parameters` in a group of their own, first.
-
-        Without weight decay, or where there are none, all trained parameters in one.
-        """
-        still, others = self._split()
-        if not still or not others or not self.weight_decay:
-            return self.trained_parameters()
-        return [{"params": still, "weight_decay": 0.0}, {"params": others}]
-
-    def _split(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        parameters, still = self.trained_parameters(), {id(parameter) for parameter in self.undecayed_parameters()}
-        return [p for p in parameters if id(p) in still], [p for p in parameters if id(p) not in still]
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """What the optimizer gets: with weight decay :meth:`undecayed_parameters` in a group of their own, first."""
+        parameters = self.trained_parameters()
+        kept = {id(parameter) for parameter in self.undecayed_parameters()} if self.weight_decay else set()
+        still, others = [p for p in parameters if id(p) in kept], [p for p in parameters if id(p) not in kept]
+        groups: list[dict[str, Any]] = [{"params": still, "weight_decay": 0.0}, {"params": others}]
+        return [group for group in groups if group["params"]]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Read checkpoints from when other parameters decayed, too."""
+        """Read checkpoints from when more parameters were in one group."""
         super().on_load_checkpoint(checkpoint)
         made_by = getattr(self.configure_optimizers, "__func__", None)
-        if self.weight_decay and getattr(made_by, "__module__", "").startswith(f"{__package__}."):
+        trains = any(p.requires_grad for p in self.parameters())
+        if trains and getattr(made_by, "__module__", "").startswith(f"{__package__}."):
             for state in checkpoint.get("optimizer_states", ()):
                 self._regroup(state)
 
     def _regroup(self, state: dict[str, Any]) -> None:
-        groups = state["param_groups"]
-        parameters = [p for p in self.parameters() if p.requires_grad]
-        still, others = self._split() if parameters else ([], [])
-        sizes, ids = [len(group["params"]) for group in groups], {id(p) for p in still}
-        if not still or not others or sizes == [len(still), len(others)]:
+        parameters, groups, before = self.trained_parameters(), self.parameter_groups(), state["param_groups"]
+        sizes = [len(group["params"]) for group in before]
+        # all in one, or of a dictionary the first, its pre-bias, in one of its own: either way in their order
+        if sizes == [len(group["params"]) for group in groups] or sizes not in (
+            [len(parameters)],
+            [1, len(parameters) - 1],
+        ):
             return
-        # a group of its own had, at most, the first parameter of a dictionary, its pre-bias
-        if sizes != [len(parameters)] and (sizes != [1, len(parameters) - 1] or id(parameters[0]) not in ids):
-            return
-        numbers = [number for group in groups for number in group["params"]]
-        first = [number for number, p in zip(numbers, parameters, strict=True) if id(p) in ids]
-        second = [number for number, p in zip(numbers, parameters, strict=True) if id(p) not in ids]
+        flat = [(number, group) for group in before for number in group["params"]]
+        held = dict(zip(map(id, parameters), flat, strict=True))
         state["param_groups"] = [
-            {**groups[-1], "params": first, "weight_decay": 0.0},
-            {**groups[-1], "params": second},
+            {
+                **held[id(group["params"][0])][1],
+                "params": [held[id(p)][0] for p in group["params"]],
+                **({"weight_decay": 0.0} if "weight_decay" in group else {}),
+            }
+            for group in groups
         ]

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from lightning_ae.boxes import AutoencoderOutput
 from lightning_ae.checks import check_flag, check_whole
-from lightning_ae.codes import SelectingCode, SparseCode
+from lightning_ae.codes import Code, SelectingCode, SparseCode
 from lightning_ae.losses import ReconstructionLoss
 from lightning_ae.models.base import Autoencoder
 from lightning_ae.models.preview import first_rows
@@ -25,6 +25,8 @@ from lightning_ae.networks import DictionaryDecoder, DictionaryEncoder
 
 #: Training rows, of all processes, on which mean and scale of the data are estimated before the first step.
 SCALE_ROWS = 16_384
+#: Of these, rows from which the code starts: as many as make so many pre-activations, and at least so many.
+CODE_NUMBERS, CODE_ROWS = 2**22, 256
 #: Optimizer steps in which they are refined instead where the data cannot be looked at before.
 SCALE_STEPS = 10
 #: Training batches between two looks at which latents are dead; each waits for the device once.
@@ -100,8 +102,8 @@ class UpkeptAutoencoder(Autoencoder, ABC):
         r"""Estimate the data's mean :math:`m` and :math:`s`, so that :math:`\mathbb E\|s(x - m)\| = \sqrt d`.
 
         The pre-bias starts at :math:`sm`. Each further batch refines both, and with them the pre-bias, whatever
-        training has made of it: :math:`b/s` moves by as much as :math:`m`. Rows that are not finite are left out. What
-        comes with a checkpoint is known and stays.
+        training has made of it: :math:`b/s` moves by as much as :math:`m`. Rows that are not finite are left out. The
+        code starts from the first batch: :meth:`Code.start_from`. What comes with a checkpoint is known and stays.
 
         Args:
             x: ``(B, d)``.
@@ -131,6 +133,11 @@ class UpkeptAutoencoder(Autoencoder, ABC):
         )
         for tensor, value in estimates:
             tensor.copy_(torch.where(self._known, tensor, value.to(tensor.dtype)))
+        if before is None and type(self.code).start_from is not Code.start_from:
+            rows = x[: max(CODE_ROWS, CODE_NUMBERS // len(self.encoder.weight))].to(self.encoder.weight)
+            h = self.encoder(rows * self.input_scale - self.pre_bias)
+            norms = None if self.unit_norm else torch.linalg.vector_norm(self.decoder.atoms, dim=1)
+            self.code.start_from(h if norms is None else h * norms, self._known, reduce)
 
     @torch.no_grad()
     def project_gradient(self) -> None:

@@ -87,9 +87,62 @@ def test_without_unit_norm_the_penalty_has_the_norm():
 
 def test_it_starts_as_a_transpose_of_unit_norm():
     model = DictionaryAutoencoder(5, 24, TopKCode(3))
-    assert torch.equal(model.encoder.weight, model.decoder.atoms)
+    torch.testing.assert_close(model.encoder.weight, model.decoder.atoms * 2 / 3)
     assert model.encoder.weight is not model.decoder.atoms
+    charged = DictionaryAutoencoder(5, 24, ae.L1Code(0.1, "relu"))
+    assert torch.equal(charged.encoder.weight, charged.decoder.atoms)
     torch.testing.assert_close(model.decoder.weight.norm(dim=0), torch.ones(24))
+
+
+@pytest.mark.parametrize(("latents", "rate"), [(512, 4e-3), (3072, 4e-3), (12288, 2e-3)])
+def test_a_rate_that_nobody_chose_falls_with_the_width_and_is_halved_for_the_encoder(latents, rate):
+    model = DictionaryAutoencoder(4, latents, TopKCode(3))
+    assert model.lr == pytest.approx(rate)
+    assert model.dead_after == min(10_000_000, 300 * latents // 3)
+    rates = {id(p): g["lr"] for g in model.configure_optimizers().param_groups for p in g["params"]}
+    assert rates[id(model.encoder.weight)] == rates[id(model.encoder.bias)] == pytest.approx(rate / 2)
+    assert rates[id(model.decoder.atoms)] == rates[id(model.pre_bias)] == pytest.approx(rate)
+
+
+def test_a_rate_that_is_set_is_the_rate_of_all():
+    given, changed = DictionaryAutoencoder(4, 8, TopKCode(3), lr=4e-3), DictionaryAutoencoder(4, 8, TopKCode(3))
+    changed.lr = 1e-3
+    charged = DictionaryAutoencoder(4, 8, ae.L1Code(0.1, "relu"))
+    for model, rate in ((given, 4e-3), (changed, 1e-3), (charged, 1e-3)):
+        assert {group["lr"] for group in model.configure_optimizers().param_groups} == {rate}
+    assert charged.dead_after == 10_000_000
+
+
+@pytest.mark.parametrize("unit_norm", [True, False])
+def test_thresholds_start_where_twice_the_target_is_active(unit_norm):
+    model = DictionaryAutoencoder(16, 64, ae.JumpReLUCode(64, 0.1, target_l0=4), unit_norm=unit_norm)
+    x = 3 * torch.randn(4096, 16) + 1
+    x[5] = float("nan")
+    model.observe(x)
+    l0 = (model.encode(x[x.isfinite().all(1)]) != 0).sum(1).double().mean()
+    assert float(l0) == pytest.approx(8, rel=0.02)
+    start = model.code.threshold.clone()
+    torch.testing.assert_close(model.code.controller.weight, 0.3 * start[0] ** 2)
+    model.observe(9 * x)  # later batches refine the scale, not the start
+    assert torch.equal(model.code.threshold, start)
+    again = DictionaryAutoencoder(16, 64, ae.JumpReLUCode(64, 0.1, target_l0=4), unit_norm=unit_norm)
+    again.load_state_dict(model.state_dict())
+    again.observe(x)
+    assert torch.equal(again.code.threshold, start)
+    assert again.code.controller.rate == model.code.controller.rate > 0.02
+    given = DictionaryAutoencoder(16, 64, ae.JumpReLUCode(64, 0.1, target_l0=4, init_threshold=0.2))
+    given.observe(x)
+    torch.testing.assert_close(given.code.threshold, torch.full((64,), 0.2))
+
+
+def test_weights_from_before_thresholds_started_from_data_are_what_they_were():
+    old = DictionaryAutoencoder(6, 12, ae.JumpReLUCode(12, 0.1, target_l0=2, init_threshold=0.01))
+    with torch.no_grad():
+        old.code.log_scale.uniform_(0, 0.3)
+    new = DictionaryAutoencoder(6, 12, ae.JumpReLUCode(12, 0.1, target_l0=2))
+    new.load_state_dict(old.state_dict())
+    assert torch.equal(new.code.threshold, old.code.threshold)
+    assert float(new.code.controller.rate) == pytest.approx(old.code.controller.rate)
 
 
 def centred_norm(x):
@@ -260,7 +313,7 @@ def test_no_row_of_a_stream_is_taken_from_training(form, make_trainer):
 def test_data_that_can_be_read_only_once_are_observed_in_the_first_steps(make_trainer):
     x = 5 * torch.randn(320, 9) + 100
     seen = []
-    model = DictionaryAutoencoder(9, 24, TopKCode(3))
+    model = DictionaryAutoencoder(9, 24, TopKCode(3), lr=1e-3)
     model.on_train_batch_start = lambda batch, _: seen.append(batch)
     make_trainer(limit_train_batches=20).fit(model, iter(x.split(16)))
     assert torch.equal(torch.cat(seen), x)
@@ -591,7 +644,7 @@ def test_a_step_reads_nothing_back_between_two_looks(make_trainer, monkeypatch):
     model.terms(x, model(x))
     model.normalize_atoms()
     assert counted == []
-    assert len(optimizer.param_groups[0]["params"]) == 4
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == 4
 
 
 @pytest.mark.parametrize(("code", "gain"), [(TopKCode(1), 1.0), (ae.Identity(), 0.2)])

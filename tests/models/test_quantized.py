@@ -178,7 +178,7 @@ def test_accumulated_batches_train_as_one_does(decay, make_trainer):
     x, seen = torch.randn(120, 6), {}
     start = flat(decay=decay).state_dict()
     for windows, batch_size in ((1, 24), (3, 8)):
-        model = flat(decay=decay, expire=0.3)
+        model = flat(decay=decay, expire=0.6)
         model.load_state_dict({**start, "code._extra_state": model.state_dict()["code._extra_state"]})
         data = DataLoader(x, batch_size=batch_size)
         make_trainer(max_epochs=4, accumulate_grad_batches=windows).fit(model, data)
