@@ -325,6 +325,7 @@ def of_loss(loss: ae.ReconstructionLoss, x: Callable[[], Tensor] = rows) -> dict
     name = type(loss).__name__
     calls: dict[str, Call] = {
         f"{name}": (loss, {"params": params, "x": x()}),
+        f"{name}.excess": (loss.excess, {"params": params, "x": x()}),
         f"{name}.check": (loss.check, {"x": x()}),
         f"{name}.mean": (loss.mean, {"params": params}),
         f"{name}.prediction": (loss.prediction, {"params": params, "x": x()}),

@@ -101,7 +101,7 @@ class VectorQuantizedAutoencoder(Autoencoder):
         h = self.encoder(self.corruption(x))
         z = self.code.encode(h)
         params = self.decoder(z)
-        score = self.loss(params, x) if mask is None else self.loss(params, x, mask)
+        score = self._reconstruction_score(params, x, mask)
         prediction = self.loss.prediction(params, x)
         return {"z": z, "reconstruction": prediction, "score": score, "indices": self.code.indices(h)}
 
