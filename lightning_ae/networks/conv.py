@@ -9,7 +9,15 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_ae.checks import check_finite, check_flag, check_whole
-from lightning_ae.networks.init import Activation, Norm, check_activation, initialise, make_activation, make_norm
+from lightning_ae.networks.init import (
+    Activation,
+    Norm,
+    check_activation,
+    initialise,
+    make_activation,
+    make_dropout,
+    make_norm,
+)
 from lightning_ae.networks.shapes import check_input, check_shape, check_sizes
 from lightning_ae.rebuildable import Rebuildable
 
@@ -52,6 +60,7 @@ class ConvEncoder(Rebuildable, nn.Module):
         norm: normalisation before each activation: ``"batch"``, ``"layer"`` or None.
         bias_init: where the convolutions' biases start; 0.01 to 0.1 keeps ReLUs alive.
         spatial: give a map, by a 1×1 convolution in place of the linear layer: a vector for each place.
+        dropout: share of the channels of each layer that is dropped in training, after its activation.
 
     Shapes:
         ``(B, *in_shape)`` to ``(B, latent_dim)``, or ``(B, latent_dim, *spatial)`` with each size halved as often as
@@ -78,6 +87,7 @@ class ConvEncoder(Rebuildable, nn.Module):
         norm: Norm | None = None,
         bias_init: float = 0.0,
         spatial: bool = False,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.in_shape, channels, kernel_size = _check(in_shape, channels, kernel_size, "in_shape")
@@ -89,7 +99,12 @@ class ConvEncoder(Rebuildable, nn.Module):
         for size_in, size_out in zip([self.in_shape[0], *channels[:-1]], channels, strict=True):
             conv = _CONV[dims](size_in, size_out, kernel_size, stride=2, padding=kernel_size // 2)
             initialise(conv, activation, bias_init)
-            layers += [conv, *make_norm(norm, size_out, dims), make_activation(activation)]
+            layers += [
+                conv,
+                *make_norm(norm, size_out, dims),
+                make_activation(activation),
+                *make_dropout(dropout, dims),
+            ]
         places = _halvings(self.in_shape[1:], len(channels))[-1]
         #: of ``h``, without the batch dimension
         self.h_shape = (latent_dim, *places) if spatial else (latent_dim,)
@@ -123,6 +138,7 @@ class ConvDecoder(Rebuildable, nn.Module):
         norm: normalisation before each activation: ``"batch"``, ``"layer"`` or None.
         bias_init: where the hidden biases start.
         spatial: take a map, by a 1×1 convolution in place of the linear layer.
+        dropout: share of the channels of each layer that is dropped in training, after its activation.
 
     Shapes:
         ``(B, latent_dim)``, or the map ``(B, *latent_shape)``, to ``(B, *out_shape)``.
@@ -148,6 +164,7 @@ class ConvDecoder(Rebuildable, nn.Module):
         norm: Norm | None = None,
         bias_init: float = 0.0,
         spatial: bool = False,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         latent_dim = check_whole("latent_dim", latent_dim)
@@ -164,7 +181,7 @@ class ConvDecoder(Rebuildable, nn.Module):
             first = nn.Linear(latent_dim, channels[0] * math.prod(sizes[0]))
             layers = [first, nn.Unflatten(1, (channels[0], *sizes[0]))]
         initialise(layers[0], activation, bias_init)
-        layers += [*make_norm(norm, channels[0], dims), make_activation(activation)]
+        layers += [*make_norm(norm, channels[0], dims), make_activation(activation), *make_dropout(dropout, dims)]
         ends = [*channels[1:], self.out_shape[0]]
         for i, (size_in, size_out) in enumerate(zip(channels, ends, strict=True)):
             output_padding: Any = tuple(1 - n % 2 for n in sizes[i + 1])
@@ -174,7 +191,7 @@ class ConvDecoder(Rebuildable, nn.Module):
             layers.append(conv)
             if i < len(channels) - 1:
                 initialise(conv, activation, bias_init)
-                layers += [*make_norm(norm, size_out, dims), make_activation(activation)]
+                layers += [*make_norm(norm, size_out, dims), make_activation(activation), *make_dropout(dropout, dims)]
             else:
                 initialise(conv)
         self.layers = nn.Sequential(*layers)
