@@ -107,6 +107,7 @@ VALID: dict[str, Callable[[], dict[str, Any]]] = {
     "MultiScaleSSIMLoss": dict,
     "NegativeBinomialNLL": dict,
     "OrthogonalityPenalty": dict,
+    "OutlierDetector": dict,
     "ParetoFront": lambda: {"alphas": [0.0, 1.0], "objectives": [[1.0, 2.0], [2.0, 1.0]]},
     "PredictionWriter": lambda: {"folder": "nowhere"},
     "PrefixReconstruction": lambda: {"prefixes": [1, 2]},
