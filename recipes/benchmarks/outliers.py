@@ -14,6 +14,13 @@ wine, iris, digit 8 and diabetes, and of tables that are not reported: breast wi
 vineyards, species and digits, a sheet of 8 dimensions in 30. Seeds from 100 on are reported: they draw outliers,
 weights and batches anew. `--tune` prints the tables that it was chosen on.
 
+Measured on two CPU cores, one thread, PyOD 3.6.7: at or above the better of PyOD's AutoEncoder and VAE on breast, the
+digits, iris, diabetes and manifold; below on wine, .818 ± .083 against the VAE's .822 ± .055 (within the spread: there
+are ten outliers), and on mnist 4, .817 ± .011 against .835 ± .006, where the pixels at the border are standardised up
+to the weight of the others and no argument closes the gap. PyOD's KNN, which is not deep, is above it on all but
+diabetes. Breast with the classes exchanged is its failure, .47 against the VAE's .79: malignant tumours are scattered
+wider than benign ones, which lie in their midst.
+
     python recipes/benchmarks/outliers.py                      # PyOD's columns if it is installed (pip install pyod)
     python recipes/benchmarks/outliers.py --root data          # with MNIST
 """
