@@ -107,6 +107,7 @@ VALID: dict[str, Callable[[], dict[str, Any]]] = {
     "MultiScaleSSIMLoss": dict,
     "NegativeBinomialNLL": dict,
     "OrthogonalityPenalty": dict,
+    "OutlierDetector": dict,
     "ParetoFront": lambda: {"alphas": [0.0, 1.0], "objectives": [[1.0, 2.0], [2.0, 1.0]]},
     "PredictionWriter": lambda: {"folder": "nowhere"},
     "PrefixReconstruction": lambda: {"prefixes": [1, 2]},
@@ -325,6 +326,7 @@ def of_loss(loss: ae.ReconstructionLoss, x: Callable[[], Tensor] = rows) -> dict
     name = type(loss).__name__
     calls: dict[str, Call] = {
         f"{name}": (loss, {"params": params, "x": x()}),
+        f"{name}.excess": (loss.excess, {"params": params, "x": x()}),
         f"{name}.check": (loss.check, {"x": x()}),
         f"{name}.mean": (loss.mean, {"params": params}),
         f"{name}.prediction": (loss.prediction, {"params": params, "x": x()}),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_ae.data.order import EpochOrder
+from lightning_ae.data.sparse_rows import SparseRows
 
 Batch: TypeAlias = Tensor | tuple[Tensor, ...]
 
@@ -90,14 +91,15 @@ class Loader(ABC):
 class TensorLoader(Loader):
     """Batches gathered from tensors in memory, one indexed copy a batch.
 
-    The first tensor is ``x``. Bytes stay bytes in memory and become float32 in ``[0, 1]`` batch by batch; other
-    integers (counts) and booleans become float32 unscaled; floating dtypes are kept. The other tensors keep their
-    dtype. A batch is a tensor if there is one tensor, else a tuple.
+    The first tensor is ``x``. Bytes stay bytes in memory and become float32 in ``[0, 1]`` batch by batch, unless they
+    are no images; other integers (counts) and booleans become float32 unscaled; floating dtypes are kept. The other
+    tensors keep their dtype. Sparse rows become dense. A batch is a tensor if there is one tensor, else a tuple.
 
     Args:
         tensors: of shape ``(N, *event)`` with the same ``N``, on one device. The batches are made there.
         order: which examples come in which order.
         rows: the examples that ``order`` counts, int64 of shape ``(order.num_examples,)``; all ``N`` by default.
+        scale_bytes: whether bytes of ``x`` are divided by 255.
 
     Raises:
         ValueError: if there is no tensor, if lengths or devices differ, or if ``order`` counts other than the examples
@@ -110,8 +112,16 @@ class TensorLoader(Loader):
         (tensor([[0.0000], [0.2000]]), tensor([0, 1]))
     """
 
-    def __init__(self, tensors: Sequence[Tensor], order: EpochOrder, rows: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        tensors: Sequence[Tensor | SparseRows],
+        order: EpochOrder,
+        rows: Tensor | None = None,
+        *,
+        scale_bytes: bool = True,
+    ) -> None:
         super().__init__(order)
+        self.scale_bytes = scale_bytes
         self.tensors = tuple(tensors)
         self.rows = rows
         shapes = [tuple(tensor.shape) for tensor in self.tensors]
@@ -130,12 +140,12 @@ class TensorLoader(Loader):
         rows = rows.to(x.device)
         for batch_idx in range(start, len(order)):
             chosen = rows[order.span(batch_idx)]
-            batch = _as_floating(x.index_select(0, chosen))
+            batch = _as_floating(x.index_select(0, chosen), self.scale_bytes)
             yield (batch, *(other.index_select(0, chosen) for other in others)) if others else batch
 
 
-def _as_floating(x: Tensor) -> Tensor:
+def _as_floating(x: Tensor, scale_bytes: bool) -> Tensor:
     if x.is_floating_point() or x.is_complex():
         return x
     floating = x.to(torch.float32)
-    return floating.div_(255) if x.dtype == torch.uint8 else floating
+    return floating.div_(255) if scale_bytes and x.dtype == torch.uint8 else floating

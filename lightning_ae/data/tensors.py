@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeAlias
@@ -15,8 +16,10 @@ from lightning_ae.checks import check_flag
 from lightning_ae.data.base import SplitDataModule
 from lightning_ae.data.loader import TensorLoader
 from lightning_ae.data.order import EpochOrder
+from lightning_ae.data.sparse_rows import SparseRows
 
-Array: TypeAlias = Tensor | NDArray[Any]
+#: or what can be taken for one: a DataFrame, a sparse matrix of SciPy's
+Array: TypeAlias = Tensor | NDArray[Any] | Any
 Arrays: TypeAlias = Array | tuple[Array, ...]
 
 
@@ -24,20 +27,20 @@ class TensorSplit(NamedTuple):
     """Some rows of tensors that splits share, so that holding out examples copies none.
 
     Attributes:
-        tensors: of shape ``(N, *event)`` with the same ``N``.
+        tensors: of shape ``(N, *event)`` with the same ``N``; sparse ones as :class:`SparseRows`.
         rows: which of them, int64; ``None`` for all.
     """
 
-    tensors: tuple[Tensor, ...]
+    tensors: tuple[Tensor | SparseRows, ...]
     rows: Tensor | None = None
 
 
 class InMemoryDataModule(SplitDataModule[TensorSplit]):
     """Base of the data modules whose splits are arrays: a subclass returns them from :meth:`splits`.
 
-    The first array of a split is ``x``; ``uint8`` stays bytes in memory and becomes float32 in ``[0, 1]`` batch by
-    batch, see :class:`~lightning_ae.data.loader.TensorLoader`. NumPy's float64 becomes float32, once; a tensor keeps
-    its dtype.
+    The first array of a split is ``x``; ``uint8`` stays bytes in memory and becomes float32, in ``[0, 1]`` if
+    ``scale_bytes``, batch by batch, see :class:`~lightning_ae.data.loader.TensorLoader`. NumPy's float64 becomes
+    float32, once; a tensor keeps its dtype.
 
     Args:
         batch_size: examples in a batch of one process.
@@ -62,6 +65,8 @@ class InMemoryDataModule(SplitDataModule[TensorSplit]):
     ) -> None:
         super().__init__(batch_size=batch_size, val_fraction=val_fraction, seed=seed, drop_last=drop_last)
         self.device_resident = check_flag("device_resident", device_resident)
+        #: whether bytes are divided by 255
+        self.scale_bytes = True
         self._device: torch.device | None = None  # None leaves the tensors where they are
 
     @abstractmethod
@@ -98,14 +103,15 @@ class InMemoryDataModule(SplitDataModule[TensorSplit]):
 
     def make_loader(self, split: TensorSplit, order: EpochOrder, *, training: bool) -> TensorLoader:
         """Return a loader of a split."""
-        return TensorLoader(split.tensors, order, split.rows)
+        return TensorLoader(split.tensors, order, split.rows, scale_bytes=self.scale_bytes)
 
 
 class TensorDataModule(InMemoryDataModule):
-    """Tensors or NumPy arrays as a data module.
+    """Tensors, NumPy arrays, tables or sparse matrices as a data module.
 
     Each split is an array of shape ``(N, *event)``, or a tuple of arrays with the same ``N`` whose first is ``x``;
-    batches have the same form. For dtypes see :class:`InMemoryDataModule`.
+    batches have the same form. A DataFrame (pandas, polars) of numbers is ``(N, columns)``; a SciPy matrix or a sparse
+    tensor stays sparse in memory and becomes dense batch by batch. For dtypes see :class:`InMemoryDataModule`.
 
     Args:
         train: the training examples.
@@ -117,6 +123,9 @@ class TensorDataModule(InMemoryDataModule):
         seed: decides what is held out, and the shuffles.
         drop_last: leave out the last, smaller batch in training.
         device_resident: keep the data on the Trainer's device, so no batch is copied there.
+        scale_bytes: whether ``uint8`` is grey levels, to be divided by 255, or numbers such as counts, to be left as
+            they are. None for grey levels where examples are images, ``(H, W)`` or ``(C, *space)``, and for numbers,
+            with a warning, where they are rows.
 
     Raises:
         TypeError: if a split is not an array or a tuple of arrays, or another argument has the wrong type.
@@ -142,6 +151,7 @@ class TensorDataModule(InMemoryDataModule):
         seed: int = 0,
         drop_last: bool = False,
         device_resident: bool = False,
+        scale_bytes: bool | None = None,
     ) -> None:
         super().__init__(
             batch_size=batch_size,
@@ -154,26 +164,34 @@ class TensorDataModule(InMemoryDataModule):
         self._given = {"train": as_tensors("train", train)}
         self._given |= {name: as_tensors(name, arrays) for name, arrays in others.items() if arrays is not None}
         self.load()  # the errors at the door
+        images = len(self.in_shape) > 1
+        if scale_bytes is None and not images and self._given["train"][0].dtype == torch.uint8:
+            warnings.warn(
+                f"scale_bytes: train: bytes in rows of {self.in_shape[0]} are taken for numbers, such as counts, and "
+                "not divided by 255. Say True for images that were flattened, or False.",
+                stacklevel=2,
+            )
+        self.scale_bytes = images if scale_bytes is None else check_flag("scale_bytes", scale_bytes)
 
     @property
     def in_shape(self) -> tuple[int, ...]:
         """The shape of one example ``x``."""
         return tuple(self._given["train"][0].shape[1:])
 
-    def splits(self) -> Mapping[str, tuple[Tensor, ...]]:
+    def splits(self) -> Mapping[str, tuple[Tensor | SparseRows, ...]]:
         """Return the arrays given."""
         return self._given
 
 
-def as_tensors(name: str, arrays: Arrays) -> tuple[Tensor, ...]:
+def as_tensors(name: str, arrays: Arrays) -> tuple[Tensor | SparseRows, ...]:
     """Turn an array, or several of the same length, into tensors that share its memory where they can.
 
     Args:
         name: what to call the argument in a message.
-        arrays: a tensor or NumPy array of shape ``(N, *event)``, or a tuple of them.
+        arrays: a tensor, NumPy array, DataFrame or sparse matrix of shape ``(N, *event)``, or a tuple of them.
 
     Returns:
-        The tensors; NumPy's float64 as float32.
+        The tensors; NumPy's float64 as float32; sparse ones as :class:`SparseRows`.
 
     Raises:
         TypeError: if ``arrays`` is something else, or of a dtype that torch does not know.
@@ -192,14 +210,52 @@ def as_tensors(name: str, arrays: Arrays) -> tuple[Tensor, ...]:
     return tensors
 
 
-def _as_tensor(name: str, array: Array) -> Tensor:
-    if isinstance(array, Tensor):
+def _as_tensor(name: str, array: Array) -> Tensor | SparseRows:
+    if isinstance(array, Tensor) and array.layout == torch.strided:
         return array.detach()
+    if isinstance(array, SparseRows):
+        return array
+    # of somebody else's library, which need not be there
+    if isinstance(array, Tensor) or (type(array).__module__.startswith("scipy.sparse") and hasattr(array, "tocsr")):
+        if len(array.shape) != 2 or array.dtype.__str__() == "object":
+            raise ValueError(f"{name}: expected a sparse matrix of numbers (N, d), got one of shape {array.shape}")
+        return SparseRows.of(array)
+    if callable(getattr(array, "to_numpy", None)) and not isinstance(array, type):
+        array = _from_table(name, array)
     if not isinstance(array, np.ndarray):
-        raise TypeError(f"{name}: expected a tensor, a NumPy array or a tuple of them, got {type(array).__name__}")
+        raise TypeError(
+            f"{name}: expected a tensor, a NumPy array, a DataFrame, a sparse matrix or a tuple of them, got "
+            f"{type(array).__name__}"
+        )
     dtype = np.float32 if array.dtype == np.float64 else array.dtype
     try:
         # torch wants C order and memory it may write to; np.require copies only what is not so.
         return torch.from_numpy(np.require(array, dtype, ["C", "W"]))
     except (TypeError, ValueError) as error:
         raise TypeError(f"{name}: expected an array of a dtype that torch knows, got {array.dtype}") from error
+
+
+def _from_table(name: str, table: Any) -> NDArray[Any]:
+    """The numbers of a DataFrame or a Series."""
+    numbers = _numbers_of(table)
+    if numbers is None:
+        columns = [str(column) for column in getattr(table, "columns", ()) if _numbers_of(table[column]) is None]
+        raise TypeError(
+            f"{name}: expected columns of numbers, got others in {columns or 'the table'}; encode or drop them"
+        )
+    return numbers
+
+
+def _numbers_of(table: Any) -> NDArray[Any] | None:
+    array: NDArray[Any] = np.asarray(table.to_numpy())
+    if array.dtype.kind in "biufc":
+        return array
+    if array.dtype.kind != "O" or any(isinstance(value, (str, bytes)) for value in array.flat):
+        return None
+    # gaps: pandas has a value of its own for them, others None
+    for options in ({"dtype": np.float64, "na_value": np.nan}, {}):
+        try:
+            return np.asarray(table.to_numpy(**options)).astype(np.float64)
+        except (TypeError, ValueError):
+            continue
+    return None

@@ -41,6 +41,16 @@ def full_precision(tensor: Tensor, name: str = "params") -> Tensor:
     return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
 
 
+def widest(x: Tensor) -> torch.dtype:
+    """The precision for small differences of large numbers: float64, where the device has it.
+
+    Example:
+        >>> widest(torch.zeros(1))
+        torch.float64
+    """
+    return torch.float32 if x.device.type == "mps" else torch.float64
+
+
 def value_range(x: Tensor) -> tuple[Tensor, Tensor]:
     """The least and the largest number in a batch, without dimensions.
 
@@ -94,6 +104,18 @@ class ReconstructionLoss(Rebuildable, nn.Module, ABC):
     def terms(self, params: Tensor, x: Tensor) -> dict[str, Tensor]:
         """The loss as ``"reconstruction"``, and parts of it to be logged beside it, ``(B,)`` each."""
         return {"reconstruction": self(params, x)}
+
+    def excess(self, params: Tensor, x: Tensor) -> Tensor:
+        r"""What of the loss is the reconstruction's, :math:`L(a, x) - L(a^*(x), x)`, ``(B,)``: the anomaly score.
+
+        :math:`a^*` is what reconstructs ``x`` perfectly, the best there is for it; what that costs, the data cost by
+        themselves. A scale that the loss owns (:math:`\sigma`, a dispersion) stays as it is, so that the score ranks
+        examples by how well they are reconstructed; what the decoder predicts is all :math:`a`'s. Of a likelihood it
+        is half of the deviance of generalised linear models. This one is the loss itself, for losses that are 0 for a
+        perfect reconstruction, as distances are.
+        """
+        loss: Tensor = self(params, x)
+        return loss
 
     def prediction(self, params: Tensor, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """What is compared with ``x`` in metrics; :meth:`mean`, unless the loss takes a known scale from ``x``.
@@ -158,13 +180,24 @@ class PointwiseLoss(ReconstructionLoss):
         Returns:
             The loss of each example.
         """
+        return self._sum(self.pointwise, params, x, mask)
+
+    def pointwise_excess(self, params: Tensor, x: Tensor) -> Tensor:
+        """The terms of :meth:`excess`; those of the loss, unless a perfect reconstruction costs something."""
+        return self.pointwise(params, x)
+
+    def excess(self, params: Tensor, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """What of the loss is the reconstruction's, ``(B,)``: 0 for a perfect one. Arguments as for the loss."""
+        return self._sum(self.pointwise_excess, params, x, mask)
+
+    def _sum(self, each: Callable[[Tensor, Tensor], Tensor], params: Tensor, x: Tensor, mask: Tensor | None) -> Tensor:
         params, x = self._prepare(params, x)
         if mask is None:
-            return self.pointwise(params, x).flatten(1).sum(1)
+            return each(params, x).flatten(1).sum(1)
         if mask.dtype != torch.bool or mask.shape != x.shape:
             raise ValueError(f"mask: expected booleans {tuple(x.shape)}, got {mask.dtype} {tuple(mask.shape)}.")
         zero = torch.zeros((), dtype=x.dtype, device=x.device)
-        terms = self.pointwise(self._leave_out(params, mask), torch.where(mask, x, zero))
+        terms = each(self._leave_out(params, mask), torch.where(mask, x, zero))
         return torch.where(mask, terms, torch.zeros((), dtype=terms.dtype, device=x.device)).flatten(1).sum(1)
 
     def _leave_out(self, params: Tensor, mask: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from lightning_ae.checks import check_flag, check_positive, check_whole
 from lightning_ae.limits import soft_limit
-from lightning_ae.losses.base import full_precision, value_range
+from lightning_ae.losses.base import full_precision, value_range, widest
 from lightning_ae.losses.likelihoods import Likelihood
 
 #: Where the logarithm of an inverse dispersion is held back: far in the Poisson limit, and far from it.
@@ -61,8 +61,15 @@ class PoissonNLL(_CountLikelihood):
     def pointwise(self, params: Tensor, x: Tensor) -> Tensor:
         """Negative log-probability of each count."""
         # for large counts a small difference of large numbers
-        log_rate, counts = params.to(_wide(x)), x.to(_wide(x))
+        log_rate, counts = params.to(widest(x)), x.to(widest(x))
         return (log_rate.exp() - counts * log_rate + torch.lgamma(counts + 1)).to(x.dtype)
+
+    def pointwise_excess(self, params: Tensor, x: Tensor) -> Tensor:
+        r""":math:`\hat x - x + x\ln\tfrac{x}{\hat x}`."""
+        log_rate, counts = params.to(widest(x)), x.to(widest(x))
+        d = log_rate - counts.clamp(min=1).log()
+        some = counts * (d.expm1() - d)
+        return torch.where(counts == 0, log_rate.exp(), some).to(x.dtype)
 
     def sample(self, params: Tensor) -> Tensor:
         """Draw counts."""
@@ -159,12 +166,30 @@ class NegativeBinomialNLL(_CountLikelihood):
 
     def _nll(self, log_mean: Tensor, x: Tensor) -> Tensor:
         # small differences of large numbers, in the value and in the gradient
-        log_mean, counts = log_mean.to(_wide(x)), x.to(_wide(x))
+        log_mean, counts = log_mean.to(widest(x)), x.to(widest(x))
         log_theta = self._log_theta().to(log_mean.dtype)
         spread = torch.logaddexp(log_mean - log_theta, torch.zeros_like(log_mean))  # ln(1 + μ/θ)
         theta = log_theta.exp()
         nll = (theta + counts) * spread - counts * log_mean + torch.lgamma(counts + 1) - _rising(counts, theta)
         return nll.to(x.dtype)
+
+    def pointwise_excess(self, params: Tensor, x: Tensor) -> Tensor:
+        r""":math:`x\ln\tfrac{x}{\mu} - (x + \theta)\ln\tfrac{x + \theta}{\mu + \theta}`."""
+        return self._excess(self.log_mean(params, x.flatten(1).sum(1)), x)
+
+    def _excess(self, log_mean: Tensor, x: Tensor) -> Tensor:
+        log_mean, counts = log_mean.to(widest(x)), x.to(widest(x))
+        log_theta = self._log_theta().to(log_mean.dtype)
+        theta, log_total = log_theta.exp(), torch.logaddexp(log_mean, log_theta)
+        # ln (x + θ)/(μ + θ): by what is left of 1 where that is little, as in the Poisson limit
+        change = counts * (-log_total).exp() - (log_mean - log_total).exp()
+        near = change > -0.5
+        ratio = torch.where(
+            near, torch.where(near, change, torch.zeros_like(change)).log1p(), (counts + theta).log() - log_total
+        )
+        some = torch.special.xlogy(counts, counts) - counts * log_mean
+        excess: Tensor = some - (counts + theta) * ratio
+        return excess.clamp(min=0).to(x.dtype)
 
     def sample(self, params: Tensor, library: Tensor | None = None) -> Tensor:
         """Draw counts; with ``library_size`` pass the totals ``(B,)``, else they are one."""
@@ -221,6 +246,11 @@ class ZeroInflatedNegativeBinomialNLL(NegativeBinomialNLL):
         at_zero = functional.softplus(dropout) - torch.logaddexp(dropout, -nll)
         return torch.where(x == 0, at_zero, functional.softplus(dropout) + nll)
 
+    def pointwise_excess(self, params: Tensor, x: Tensor) -> Tensor:
+        r"""Over the best of mean and dropout: none drops out, and a zero costs nothing."""
+        log_mean, dropout = self._split(params, x.flatten(1).sum(1))
+        return torch.where(x == 0, self.pointwise(params, x), functional.softplus(dropout) + self._excess(log_mean, x))
+
     def _split(self, params: Tensor, library: Tensor | None = None) -> tuple[Tensor, Tensor]:
         if params.ndim < 2 or params.shape[1] % 2:
             raise ValueError(f"params: expected two blocks (B, 2 * C, ...), got {tuple(params.shape)}.")
@@ -232,10 +262,6 @@ class ZeroInflatedNegativeBinomialNLL(NegativeBinomialNLL):
         counts, dropout = full_precision(params).chunk(2, dim=1)
         kept = torch.bernoulli((-dropout).sigmoid())
         return super().sample(counts, library) * kept
-
-
-def _wide(x: Tensor) -> torch.dtype:
-    return torch.float32 if x.device.type == "mps" else torch.float64
 
 
 def _rising(x: Tensor, theta: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ class DiscretizedMixtureNLL(Likelihood):
     ``levels`` values from ``low`` to ``high``, :math:`\delta` apart; what a component has beyond the ends is in the
     first and the last bin, so that the bins sum to one. The loss is minus the logarithm of a *probability*: it is never
     negative, and divided by :math:`\ln 2` it is the number of bits that an arithmetic coder writes. A density of the
-    same data grows without limit as its scale shrinks; this ends at 0 nats.
+    same data grows without limit as its scale shrinks; this ends at 0 nats, so the loss is its own :meth:`excess`.
 
     Args:
         num_components: :math:`K` of each number.

@@ -148,7 +148,11 @@ class GaussianNLL(_ScaledLikelihood):
     def pointwise(self, params: Tensor, x: Tensor) -> Tensor:
         """Negative log-density of each number."""
         log_scale = self.limited_log_scale
-        return 0.5 * ((x - params) * (-log_scale).exp()).square() + log_scale + 0.5 * math.log(2 * math.pi)
+        return self.pointwise_excess(params, x) + log_scale + 0.5 * math.log(2 * math.pi)
+
+    def pointwise_excess(self, params: Tensor, x: Tensor) -> Tensor:
+        r""":math:`(x - a)^2 / 2\sigma^2`."""
+        return 0.5 * ((x - params) * (-self.limited_log_scale).exp()).square()
 
     def cell_nll(self, params: Tensor, x: Tensor, width: float) -> Tensor:
         """By the distribution function."""
@@ -191,7 +195,11 @@ class LaplaceNLL(_ScaledLikelihood):
     def pointwise(self, params: Tensor, x: Tensor) -> Tensor:
         """Negative log-density of each number."""
         log_scale = self.limited_log_scale
-        return (x - params).abs() * (-log_scale).exp() + log_scale + math.log(2)
+        return self.pointwise_excess(params, x) + log_scale + math.log(2)
+
+    def pointwise_excess(self, params: Tensor, x: Tensor) -> Tensor:
+        r""":math:`|x - a| / b`."""
+        return (x - params).abs() * (-self.limited_log_scale).exp()
 
     def cell_nll(self, params: Tensor, x: Tensor, width: float) -> Tensor:
         """By the distribution function."""

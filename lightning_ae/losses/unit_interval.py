@@ -6,11 +6,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lightning_ae.losses.base import full_precision, value_range
+from lightning_ae.losses.base import full_precision, value_range, widest
 from lightning_ae.losses.likelihoods import Likelihood
 
 #: How far beyond [0, 1] numbers in single precision get by rounding.
 _ROUNDING = 1e-5
+#: Logits of a continuous Bernoulli beyond which an excess is not told.
+_STEEPEST = 256.0
 
 
 class _UnitInterval(Likelihood):
@@ -62,6 +64,13 @@ class BernoulliNLL(_UnitInterval):
         """Cross-entropy of each number."""
         return functional.binary_cross_entropy_with_logits(params, x, reduction="none")
 
+    def pointwise_excess(self, params: Tensor, x: Tensor) -> Tensor:
+        r"""Divergence :math:`x\ln\tfrac{x}{\hat x} + (1 - x)\ln\tfrac{1 - x}{1 - \hat x}`."""
+        x = x.clamp(0, 1)
+        entropy = torch.special.entr(x) + torch.special.entr(1 - x)
+        divergence: Tensor = self.pointwise(params, x) - entropy
+        return divergence.clamp(min=0)
+
     def sample(self, params: Tensor) -> Tensor:
         """Draw zeros and ones."""
         return torch.bernoulli(full_precision(params).sigmoid())
@@ -103,6 +112,16 @@ class ContinuousBernoulliNLL(_UnitInterval):
         # A(η) = η/2 + ln(sinh h / h), h = η/2
         return params / 2 + self._log_sinhc(params) - params * x
 
+    def pointwise_excess(self, params: Tensor, x: Tensor) -> Tensor:
+        r"""Over the best logit for ``x``, both held to :math:`|\eta| \le 256`.
+
+        The density of an ``x`` of 0 or 1 grows with :math:`|\eta|` without limit; at 256 it falls to 1/e within the
+        spacing of bytes, below which there is nothing to be told.
+        """
+        x_wide, held = x.clamp(0, 1).to(widest(x)), params.clamp(-_STEEPEST, _STEEPEST).to(widest(x))
+        best = _logit_of_mean(x_wide)
+        return (self.pointwise(held, x_wide) - self.pointwise(best, x_wide)).clamp(min=0).to(x.dtype)
+
     def cell_nll(self, params: Tensor, x: Tensor, width: float) -> Tensor:
         """By the integral over what lies in [0, 1] of the cell."""
         low, high = (x - width / 2).clamp(min=0), (x + width / 2).clamp(max=1)
@@ -136,6 +155,20 @@ class ContinuousBernoulliNLL(_UnitInterval):
 # Taylor coefficients in h²: ln(sinh h / h) / h² and its derivative / h; the first left out is below 1e-11 for h < ¼
 _LOG_SINHC = (1 / 6, -1 / 180, 1 / 2835, -1 / 37800, 1 / 467775)
 _LANGEVIN = (1 / 3, -1 / 45, 2 / 945, -1 / 4725, 2 / 93555)
+
+
+def _logit_of_mean(x: Tensor) -> Tensor:
+    r"""The :math:`\eta` with :math:`A'(\eta) = x`, at most 256 in size: Cohen's inverse of Langevin's, by Newton's."""
+    end = 1 - 2 / _STEEPEST
+    y = (2 * x - 1).clamp(-end, end)
+    h = y * (3 - y.square()) / (1 - y.square())
+    for _ in range(5):
+        near_zero = h.abs() < 0.25
+        safe = torch.where(near_zero, torch.ones_like(h), h)
+        value = torch.where(near_zero, h * _series(h, _LANGEVIN), 1 / safe.tanh() - 1 / safe)
+        slope = safe.square().reciprocal() - safe.sinh().square().reciprocal()
+        h = h - (value - y) / torch.where(near_zero, 1 / 3 - h.square() / 15, slope)
+    return (2 * h).clamp(-_STEEPEST, _STEEPEST)
 
 
 def _series(h: Tensor, coefficients: tuple[float, ...]) -> Tensor:

@@ -117,15 +117,33 @@ class WeightedLoss(KeepsAttributes, ReconstructionLoss):
         check_floating("params", params)
         check_tensor("x", x)
         masked = () if mask is None else (mask,)
+        raw = {name: loss(given, x, *masked) for name, (loss, given) in self._given(params, x, mask).items()}
+        return {
+            "reconstruction": self._weighted(raw),
+            **{f"reconstruction/{name}": value for name, value in raw.items()},
+        }
+
+    def excess(self, params: Tensor, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        r""":math:`\sum_j w_j` times the excess of each, ``(B,)``: one reconstruction is perfect for all of them."""
+        check_floating("params", params)
+        check_tensor("x", x)
+        masked = () if mask is None else (mask,)
+        return self._weighted(
+            {name: loss.excess(given, x, *masked) for name, (loss, given) in self._given(params, x, mask).items()}
+        )
+
+    def _given(self, params: Tensor, x: Tensor, mask: Tensor | None) -> dict[str, tuple[ReconstructionLoss, Tensor]]:
+        """The losses, and what each is called with: the decoder's output, or the reconstruction."""
         first, x_hat = self._first, self.prediction(params, x, mask)
-        raw = {
-            name: loss(params if loss is first or loss.output_activation != "identity" else x_hat, x, *masked)
+        return {
+            name: (loss, params if loss is first or loss.output_activation != "identity" else x_hat)
             for name, loss in self._named().items()
         }
+
+    def _weighted(self, values: Mapping[str, Tensor]) -> Tensor:
         weights = self.current_weights()
-        weighted = [weights[name] * value for name, value in raw.items()]
-        parts = {f"reconstruction/{name}": value for name, value in raw.items()}
-        return {"reconstruction": sum(weighted[1:], start=weighted[0]), **parts}
+        first, *others = (weights[name] * value for name, value in values.items())
+        return sum(others, start=first)
 
     def current_weights(self) -> dict[str, float]:
         """The weight of each loss now."""

@@ -10,6 +10,7 @@ from lightning_ae.models.linear import LinearAutoencoder
 from lightning_ae.models.loading import load
 from lightning_ae.models.mlp import MLPAutoencoder
 from lightning_ae.models.multi_scale import MultiScaleAutoencoder, MultiScaleOutput, optimal_gains
+from lightning_ae.models.outliers import OutlierDetector
 from lightning_ae.models.quantized import VectorQuantizedAutoencoder
 from lightning_ae.models.saelens import load_saelens, save_saelens
 from lightning_ae.models.sparse import SparseAutoencoder
@@ -27,6 +28,7 @@ __all__ = [
     "MLPAutoencoder",
     "MultiScaleAutoencoder",
     "MultiScaleOutput",
+    "OutlierDetector",
     "SparseAutoencoder",
     "StackedAutoencoder",
     "VariationalAutoencoder",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import lightning as L
 import torch
@@ -18,13 +18,14 @@ from lightning_ae.codes import Code, Identity
 from lightning_ae.losses import ReconstructionLoss, SquaredError
 from lightning_ae.metrics import reconstruction_metrics
 from lightning_ae.models.batches import Missing, corrupted, input_of, mask_of, split_missing, without_missing
+from lightning_ae.models.fitting import check_sizes_of_boxes, warn_of_second_activation
 from lightning_ae.models.optimising import TrainsWithAdamW
 from lightning_ae.models.recorder import Recorder
 from lightning_ae.penalties import Penalty
 from lightning_ae.rebuildable import Rebuildable, describe
 
-_SQUASHING = (nn.Sigmoid, nn.Tanh, nn.ReLU, nn.Softmax, nn.Softplus, nn.Hardtanh, nn.LogSigmoid, nn.LogSoftmax)
-_SHAPING = (nn.Flatten, nn.Unflatten, nn.Identity, nn.Dropout)
+#: what the ``score`` of a prediction can be; each class says which of them it has
+Score = Literal["excess", "loss", "bound", "evidence"]
 #: names that cannot be a penalty's: the sums, and the metrics beside which terms are logged
 _RESERVED = {"loss", "reconstruction", "mse", "mae", "fvu", "psnr", "ssim", "ms_ssim"}
 
@@ -70,6 +71,10 @@ class Autoencoder(Rebuildable, TrainsWithAdamW):
             its shape or to be broadcast to it. What is missing is 0 for the encoder and has neither loss nor gradient;
             sums are over what is there.
         missing: what NaN in ``x`` is: ``"refuse"``, an error; ``"mask"``, a number that is missing, in all methods.
+        score: what ``predict_step`` gives as anomaly score, the higher the odder; None for the first of ``scores``.
+            ``"excess"`` is the part of the reconstruction loss that a perfect reconstruction would not have
+            (:meth:`ReconstructionLoss.excess`), 0 at best whatever the data cost by themselves; ``"loss"`` is all of
+            it. A :class:`VariationalAutoencoder` has two more.
 
     Shapes:
         ``x``: ``(B, *event)``; every term: ``(B,)`` or without dimensions.
@@ -88,6 +93,8 @@ class Autoencoder(Rebuildable, TrainsWithAdamW):
 
     #: Whether numbers of x may be missing.
     takes_mask: bool = True
+    #: What ``score`` can be; the first is the default.
+    scores: tuple[Score, ...] = ("excess", "loss")
 
     def __init__(
         self,
@@ -103,6 +110,7 @@ class Autoencoder(Rebuildable, TrainsWithAdamW):
         batch_key: str = "x",
         mask_key: str | int | None = None,
         missing: Missing = "refuse",
+        score: Score | None = None,
     ) -> None:
         super().__init__()
         check_type("encoder", encoder, nn.Module)
@@ -127,6 +135,7 @@ class Autoencoder(Rebuildable, TrainsWithAdamW):
         self.batch_key = batch_key
         self.mask_key = mask_key
         self.missing = missing
+        self.score = self.scores[0] if score is None else check_one_of("score", score, self.scores)
         self._check_mask()
         self._check_boxes()
 
@@ -146,23 +155,11 @@ class Autoencoder(Rebuildable, TrainsWithAdamW):
             raise ValueError(f"{name}: a {type(what).__name__} cannot leave numbers out; fill them in before.")
 
     def _check_boxes(self) -> None:
-        given, latent = getattr(self.encoder, "h_shape", None), getattr(self.decoder, "latent_shape", None)
-        if given is not None and latent is not None and given != self.code.h_shape(latent):
-            raise ValueError(
-                f"encoder: for {type(self.code).__name__} and a decoder of latents {latent} it must give "
-                f"{self.code.h_shape(latent)}, got {given}."
-            )
+        check_sizes_of_boxes(self.encoder, self.code, self.decoder, self.loss, self.corruption)
         taken = (_RESERVED | set(self.code.weights())) & set(self.penalties)
         if taken:
             raise ValueError(f"penalties: {sorted(taken)} is the name of another term; choose another key.")
-        last = [module for module in self.decoder.modules() if not isinstance(module, _SHAPING)][-1:]
-        if last and isinstance(last[0], _SQUASHING) and self.loss.output_activation != "identity":
-            warnings.warn(
-                f"The decoder ends in {type(last[0]).__name__}, and {type(self.loss).__name__} applies "
-                f"{self.loss.output_activation} to its output once more, which squeezes the reconstruction into part "
-                "of its range. Remove the decoder's last activation: the loss owns it.",
-                stacklevel=3,
-            )
+        warn_of_second_activation(self.decoder, self.loss, stacklevel=3)
 
     # -- what people call -------------------------------------------------------------------------------------
 
@@ -269,11 +266,17 @@ class Autoencoder(Rebuildable, TrainsWithAdamW):
         return self._step(batch)
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
-        """Latent ``z``, ``reconstruction``, and the reconstruction loss ``(B,)`` as anomaly ``score``."""
+        """Latent ``z``, ``reconstruction``, and the anomaly ``score`` ``(B,)``, as chosen by ``score``."""
         x, mask = self.observed(batch)
         z = self.encode(corrupted(self.corruption, x, mask))
-        given = (self.decoder(z), x) if mask is None else (self.decoder(z), x, mask)
-        return {"z": z, "reconstruction": self.loss.prediction(*given), "score": self.loss(*given)}
+        params = self.decoder(z)
+        given = (params, x) if mask is None else (params, x, mask)
+        score = self._reconstruction_score(params, x, mask)
+        return {"z": z, "reconstruction": self.loss.prediction(*given), "score": score}
+
+    def _reconstruction_score(self, params: Tensor, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        score = self.loss if self.score == "loss" else self.loss.excess
+        return score(params, x) if mask is None else score(params, x, mask)  # type: ignore[call-arg]
 
     def configure_callbacks(self) -> list[L.Callback]:
         """The :class:`Recorder` that logs; keep it if you add your own: ``[*super().configure_callbacks(), ...]``."""

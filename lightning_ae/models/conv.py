@@ -23,6 +23,7 @@ class ConvAutoencoder(Autoencoder):
         activation: name of the activation; weights are drawn to suit it.
         norm: normalisation before each activation: ``"batch"``, ``"layer"`` or None.
         bias_init: where the hidden biases start; 0.01 to 0.1 keeps ReLUs alive.
+        dropout: share of each hidden layer that is dropped in training, after its activation; of whole channels.
         loss: None for :class:`SquaredError`.
         **kwargs: as for :class:`Autoencoder`.
 
@@ -51,6 +52,7 @@ class ConvAutoencoder(Autoencoder):
         activation: Activation = "relu",
         norm: Norm | None = None,
         bias_init: float = 0.0,
+        dropout: float = 0.0,
         loss: ReconstructionLoss | None = None,
         **kwargs: Any,
     ) -> None:
@@ -64,5 +66,6 @@ class ConvAutoencoder(Autoencoder):
             norm,
             out_shape=loss.params_shape(check_shape(in_shape)),
             bias_init=bias_init,
+            dropout=dropout,
         )
         super().__init__(encoder, decoder, loss, **kwargs)

@@ -42,8 +42,8 @@ class DictionaryAutoencoder(UpkeptAutoencoder):
     * :math:`s` makes :math:`\mathbb E\|s(x - m)\| = \sqrt d`, so that learning rates and weights mean the same for any
       data: in any unit, and wherever they lie. :math:`m` and :math:`s` are estimated before the first step, on the
       first 16,384 training rows, which does not depend on how they come in batches (streams without a length, which may
-      be read only once, are observed in the first ten steps instead), and kept in checkpoints. Terms are in units of
-      :math:`sx`, whereas ``params``, metrics and predictions are in those of ``x``.
+      be read only once, are observed in the first ten steps instead), and kept in checkpoints. Terms and scores are in
+      units of :math:`sx`, whereas ``params``, metrics and predictions are in those of ``x``.
     * A latent is dead that was off in the last ``dead_after`` training examples, of all devices together.
       :class:`AuxiliaryK` is there for them; ``resample_every`` starts them anew.
 
@@ -210,12 +210,16 @@ class DictionaryAutoencoder(UpkeptAutoencoder):
         return super().terms(x * self.input_scale, output._replace(params=output.params * self.input_scale))
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
-        """``reconstruction`` and ``score``, and ``z``, or of a sparse code ``z_values`` and ``z_indices``."""
+        """``reconstruction``, ``score`` and ``z``, or of a sparse code ``z_values`` and ``z_indices``.
+
+        The score is in the units of the terms, those of :math:`sx`: the same whatever the unit of ``x``.
+        """
         x = self.get_input(batch)
         z: Any = self.encode(self.corruption(x))
         params = self._decode(z)
         latent = {"z_values": z.values, "z_indices": z.indices} if isinstance(z, SparseCode) else {"z": z}
-        return {**latent, "reconstruction": self.loss.prediction(params, x), "score": self.loss(params, x)}
+        score = self._reconstruction_score(params * self.input_scale, x * self.input_scale)
+        return {**latent, "reconstruction": self.loss.prediction(params, x), "score": score}
 
     def undecayed_parameters(self) -> list[nn.Parameter]:
         """As in :class:`Autoencoder`, and the pre-bias, as it is where the data lie."""

@@ -26,6 +26,7 @@ class MLPAutoencoder(Autoencoder):
         tied: whether the decoder uses the encoder's weights, transposed.
         bias_init: where the hidden biases start; 0.01 to 0.1 keeps ReLUs alive.
         input_transform: what the encoder does to its input first: ``"log1p"`` for counts.
+        dropout: share of each hidden layer that is dropped in training, after its activation.
         loss: None for :class:`SquaredError`.
         **kwargs: as for :class:`Autoencoder`.
 
@@ -54,6 +55,7 @@ class MLPAutoencoder(Autoencoder):
         tied: bool = False,
         bias_init: float = 0.0,
         input_transform: InputTransform = "identity",
+        dropout: float = 0.0,
         loss: ReconstructionLoss | None = None,
         **kwargs: Any,
     ) -> None:
@@ -69,5 +71,6 @@ class MLPAutoencoder(Autoencoder):
             bias_init=bias_init,
             input_transform=input_transform,
             tied=tied,
+            dropout=dropout,
         )
         super().__init__(encoder, decoder, loss, **kwargs)

@@ -101,8 +101,9 @@ class VectorQuantizedAutoencoder(Autoencoder):
         x, mask = self.observed(batch)
         h = self.encoder(corrupted(self.corruption, x, mask))
         z = self.code.encode(h)
-        given = (self.decoder(z), x) if mask is None else (self.decoder(z), x, mask)
-        prediction, score = self.loss.prediction(*given), self.loss(*given)
+        params = self.decoder(z)
+        given = (params, x) if mask is None else (params, x, mask)
+        prediction, score = self.loss.prediction(*given), self._reconstruction_score(params, x, mask)
         return {"z": z, "reconstruction": prediction, "score": score, "indices": self.code.indices(h)}
 
     def bits_per_example(self) -> float:

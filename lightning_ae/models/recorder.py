@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from torchmetrics import MetricCollection
 
 from lightning_ae.boxes import AutoencoderLike
@@ -33,6 +34,7 @@ from lightning_ae.models.resuming import (
 )
 from lightning_ae.models.running import RunningMeans
 from lightning_ae.models.sharding import shards_parameters
+from lightning_ae.models.single_batch import refuse_single_last_batch
 
 
 class Recorded(AutoencoderLike, Protocol):
@@ -73,6 +75,7 @@ class Recorder(L.Callback):
         self._gradients: dict[str, Tensor] = {}
         self._before_validation: dict[str, Tensor] | None = None
         self._codes: list[Code] = []
+        self._hooks: list[RemovableHandle] = []
 
     def _check(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, loader: int = 0) -> None:
         stage = (str(trainer.state.stage), loader)
@@ -115,6 +118,8 @@ class Recorder(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Check the first batch, and start the epoch's means with it."""
+        if not any(stage == str(trainer.state.stage) for stage, _ in self._checked):
+            self._hooks = refuse_single_last_batch(trainer, pl_module)
         self._check(trainer, pl_module, batch)
         if batch_idx == 0:
             self._train_means.reset()
@@ -123,6 +128,7 @@ class Recorder(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Let codes see to their state after a step; add the batch to the means; on log steps, log them."""
+        self._unhook()
         # here, as a DataLoader draws a number when validation begins, before the first hook
         self._before_validation = random_state(pl_module.device)
         if self._codes and has_stepped(trainer):
@@ -168,7 +174,12 @@ class Recorder(L.Callback):
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Leave codes to themselves."""
+        self._unhook()
         self._manage_codes(pl_module, False)
+
+    def _unhook(self) -> None:
+        while self._hooks:
+            self._hooks.pop().remove()
 
     # -- validation and test ----------------------------------------------------------------------------------
 

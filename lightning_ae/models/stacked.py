@@ -15,7 +15,7 @@ from lightning_ae.boxes import AutoencoderOutput
 from lightning_ae.checks import check_floating, describe_type
 from lightning_ae.codes import Code
 from lightning_ae.losses import ReconstructionLoss
-from lightning_ae.models.base import Autoencoder
+from lightning_ae.models.base import Autoencoder, Score
 from lightning_ae.models.sparse import SparseAutoencoder
 from lightning_ae.models.stacked_boxes import StackedDecoder, StackedEncoder
 from lightning_ae.models.weights import check_weights
@@ -56,6 +56,7 @@ class StackedAutoencoder(KeepsAttributes, Autoencoder):
         lr: learning rate of AdamW.
         weight_decay: decoupled weight decay of AdamW.
         batch_key: where ``x`` is if a batch is a dict.
+        score: as for :class:`Autoencoder`.
 
     Attributes:
         training_level: None to train all levels together, at first, or the one that is trained; kept in checkpoints.
@@ -97,9 +98,10 @@ class StackedAutoencoder(KeepsAttributes, Autoencoder):
         lr: float = 1e-3,
         weight_decay: float = 0.0,
         batch_key: str = "x",
+        score: Score | None = None,
     ) -> None:
         levels = _check_levels(levels)
-        options: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay, "batch_key": batch_key}
+        options: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay, "batch_key": batch_key, "score": score}
         boxes = StackedEncoder(levels), StackedDecoder(levels), levels[0].loss
         super().__init__(*boxes, code=levels[-1].code, penalties=penalties, **options)
         self.levels = nn.ModuleList(levels)
@@ -224,7 +226,8 @@ class StackedAutoencoder(KeepsAttributes, Autoencoder):
         z, depth = x, len(self.levels) if trained is None else trained + 1
         codes = [z := level.encode(level.corruption(z)) for level in self._up_to(None)]
         params = self._params(codes[depth - 1], depth)
-        return {"z": z, "reconstruction": self.loss.prediction(params, x), "score": self.loss(params, x)}
+        score = self._reconstruction_score(params, x)
+        return {"z": z, "reconstruction": self.loss.prediction(params, x), "score": score}
 
     # -- training ---------------------------------------------------------------------------------------------
 

@@ -12,7 +12,8 @@ from torch import Tensor, distributions, nn
 from lightning_ae.checks import check_finite, check_flag, check_floating, check_sequence, check_type, check_whole
 from lightning_ae.codes.gaussian import GaussianCode
 from lightning_ae.losses import GaussianNLL, Likelihood, ReconstructionLoss
-from lightning_ae.models.base import Autoencoder
+from lightning_ae.models.base import Autoencoder, Score
+from lightning_ae.models.batches import corrupted
 from lightning_ae.networks.shapes import check_shape
 
 
@@ -28,9 +29,15 @@ class VariationalAutoencoder(Autoencoder):
     1, right for standardised data; for grey levels in [0, 1] start lower, ``GaussianNLL(0.1, learn_scale=True)``, or
     take a :class:`BernoulliNLL` for binary ones. A linear VAE with this loss is probabilistic PCA.
 
-    ``encode`` gives the posterior's mean, so ``reconstruct`` and ``predict_step`` have no randomness. Methods that
-    draw go by torch's global random state, and use the model as it is: call ``eval()`` first, or dropout and batch
-    normalisation act as in training.
+    The anomaly score of ``predict_step`` is, by ``score``: ``"bound"``, the excess of the reconstruction from the
+    posterior's mean, plus KL, where a likelihood counts KL as it is and other losses :math:`\beta` times;
+    ``"evidence"``, :math:`-\ln p(x)` by ``score_samples`` importance samples, less what ``x`` costs in a perfect
+    reconstruction (nothing for zeros and ones, the same for all examples under a :class:`GaussianNLL`); ``"excess"``
+    or ``"loss"``, the reconstruction alone. The evidence takes a pass through the decoder for each sample.
+
+    ``encode`` gives the posterior's mean, so ``reconstruct`` and ``predict_step`` have no randomness, but for
+    ``score="evidence"``. Methods that draw go by torch's global random state, and use the model as it is: call
+    ``eval()`` first, or dropout and batch normalisation act as in training.
 
     Args:
         encoder: from ``(B, *event)`` to ``h``, of shape ``code.h_shape(latent_shape)``: twice as many numbers as
@@ -38,6 +45,7 @@ class VariationalAutoencoder(Autoencoder):
         decoder: any module from ``z`` to pre-activations.
         loss: None for ``GaussianNLL(learn_scale=True)``. Others than a :class:`Likelihood` have no evidence to bound.
         code: None for :class:`GaussianCode`.
+        score_samples: importance samples of each example for ``score="evidence"``.
         **kwargs: as for :class:`Autoencoder`.
 
     Shapes:
@@ -61,6 +69,7 @@ class VariationalAutoencoder(Autoencoder):
     """
 
     code: GaussianCode
+    scores: tuple[Score, ...] = ("bound", "evidence", "excess", "loss")
 
     def __init__(
         self,
@@ -69,11 +78,32 @@ class VariationalAutoencoder(Autoencoder):
         loss: ReconstructionLoss | None = None,
         *,
         code: GaussianCode | None = None,
+        score_samples: int = 100,
         **kwargs: Any,
     ) -> None:
         check_type("code", code, GaussianCode, None)
         loss = GaussianNLL(learn_scale=True) if loss is None else loss
         super().__init__(encoder, decoder, loss, code=GaussianCode() if code is None else code, **kwargs)
+        self.score_samples = check_whole("score_samples", score_samples)
+        if self.score == "evidence":
+            self._likelihood("score='evidence'")
+
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        """As in :class:`Autoencoder`, ``z`` the posterior's mean."""
+        x, mask = self.observed(batch)
+        seen = corrupted(self.corruption, x, mask)
+        h = self.encoder(seen)
+        z = self.code.encode(h)
+        params = self.decoder(z)
+        if self.score == "evidence":
+            score = -self._log_evidence(x, seen, self.score_samples, mask=mask, excess=True)
+        else:
+            score = self._reconstruction_score(params, x, mask)
+        if self.score == "bound":
+            beta = 1.0 if isinstance(self.loss, Likelihood) else self.code.beta
+            score = score + beta * self.code.statistics(h)["kl"].flatten(1).sum(1)
+        given = (params, x) if mask is None else (params, x, mask)
+        return {"z": z, "reconstruction": self.loss.prediction(*given), "score": score}
 
     def _latent_shape(self) -> tuple[int, ...] | None:
         shape = getattr(self.decoder, "latent_shape", None)
@@ -223,19 +253,34 @@ class VariationalAutoencoder(Autoencoder):
 
         Source: Burda et al. 2016, https://arxiv.org/abs/1509.00519, section 5.
         """
-        loss = self._likelihood("log_likelihood")
+        self._likelihood("log_likelihood")
         count, chunk_size = check_whole("num_samples", num_samples), check_whole("chunk_size", chunk_size)
         check_floating("x", x, least_dims=2)
         given = self._there(x)
-        h = torch.cat([self.encoder(rows) for rows in torch.split(given[0], chunk_size)])
+        return self._log_evidence(given[0], given[0], count, chunk_size, mask=given[1] if len(given) > 1 else None)
+
+    @torch.no_grad()
+    def _log_evidence(
+        self,
+        x: Tensor,
+        encoded: Tensor,
+        count: int,
+        chunk_size: int = 8192,
+        *,
+        mask: Tensor | None = None,
+        excess: bool = False,
+    ) -> Tensor:
+        """Log-likelihood with the posterior of what is encoded, of what is there; relative to the best for ``x``."""
+        cost: Any = self.loss.excess if excess else self.loss
+        h = torch.cat([self.encoder(rows) for rows in torch.split(encoded, chunk_size)])
         together = max(1, chunk_size // max(1, len(x)))
         total = torch.full((len(x),), -math.inf, device=x.device)
         for start in range(0, count, together):
             z, ratio = self.code.draw(h, self._noise(h, min(together, count - start)))
-            repeated = [part.expand(len(z), *x.shape).flatten(0, 1) for part in given]
-            parts = (torch.split(part, chunk_size) for part in (z.flatten(0, 1), *repeated))
-            pieces = zip(*parts, strict=True)
-            log_weights = ratio - torch.cat([loss(self.decoder(z), *rows) for z, *rows in pieces]).view_as(ratio)
+            targets = [x] if mask is None else [x, mask]
+            given = [z.flatten(0, 1), *(target.expand(len(z), *x.shape).flatten(0, 1) for target in targets)]
+            pieces = zip(*(torch.split(rows, chunk_size) for rows in given), strict=True)
+            log_weights = ratio - torch.cat([cost(self.decoder(z), *rows) for z, *rows in pieces]).view_as(ratio)
             total = torch.logaddexp(total, log_weights.logsumexp(0))
         return total - math.log(count)
 

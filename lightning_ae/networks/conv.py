@@ -16,6 +16,7 @@ from lightning_ae.networks.init import (
     check_activation,
     initialise,
     make_activation,
+    make_dropout,
     make_norm,
 )
 from lightning_ae.networks.shapes import check_input, check_shape, check_sizes
@@ -60,6 +61,7 @@ class ConvEncoder(Rebuildable, nn.Module):
         norm: normalisation before each activation: ``"batch"``, ``"layer"`` or None.
         bias_init: where the convolutions' biases start; 0.01 to 0.1 keeps ReLUs alive.
         spatial: give a map, by a 1×1 convolution in place of the linear layer: a vector for each place.
+        dropout: share of the channels of each layer that is dropped in training, after its activation.
 
     Shapes:
         ``(B, *in_shape)`` to ``(B, latent_dim)``, or ``(B, latent_dim, *spatial)`` with each size halved as often as
@@ -86,6 +88,7 @@ class ConvEncoder(Rebuildable, nn.Module):
         norm: Norm | None = None,
         bias_init: float = 0.0,
         spatial: bool = False,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.in_shape, channels, kernel_size = _check(in_shape, channels, kernel_size, "in_shape")
@@ -97,7 +100,12 @@ class ConvEncoder(Rebuildable, nn.Module):
         for size_in, size_out in zip([self.in_shape[0], *channels[:-1]], channels, strict=True):
             conv = _CONV[dims](size_in, size_out, kernel_size, stride=2, padding=kernel_size // 2)
             initialise(conv, activation, bias_init)
-            layers += [conv, *make_norm(norm, size_out, dims), make_activation(activation)]
+            layers += [
+                conv,
+                *make_norm(norm, size_out, dims),
+                make_activation(activation),
+                *make_dropout(dropout, dims),
+            ]
         places = _halvings(self.in_shape[1:], len(channels))[-1]
         #: of ``h``, without the batch dimension
         self.h_shape = (latent_dim, *places) if spatial else (latent_dim,)
@@ -131,6 +139,7 @@ class ConvDecoder(Rebuildable, nn.Module):
         norm: normalisation before each activation: ``"batch"``, ``"layer"`` or None.
         bias_init: where the hidden biases start.
         spatial: take a map, by a 1×1 convolution in place of the linear layer.
+        dropout: share of the channels of each layer that is dropped in training, after its activation.
 
     Shapes:
         ``(B, latent_dim)``, or the map ``(B, *latent_shape)``, to ``(B, *out_shape)``.
@@ -156,6 +165,7 @@ class ConvDecoder(Rebuildable, nn.Module):
         norm: Norm | None = None,
         bias_init: float = 0.0,
         spatial: bool = False,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         latent_dim = check_whole("latent_dim", latent_dim)
@@ -172,7 +182,7 @@ class ConvDecoder(Rebuildable, nn.Module):
             first = nn.Linear(latent_dim, channels[0] * math.prod(sizes[0]))
             layers = [first, nn.Unflatten(1, (channels[0], *sizes[0]))]
         initialise(layers[0], activation, bias_init)
-        layers += [*make_norm(norm, channels[0], dims), make_activation(activation)]
+        layers += [*make_norm(norm, channels[0], dims), make_activation(activation), *make_dropout(dropout, dims)]
         ends = [*channels[1:], self.out_shape[0]]
         for i, (size_in, size_out) in enumerate(zip(channels, ends, strict=True)):
             output_padding: Any = tuple(1 - n % 2 for n in sizes[i + 1])
@@ -182,7 +192,7 @@ class ConvDecoder(Rebuildable, nn.Module):
             layers.append(conv)
             if i < len(channels) - 1:
                 initialise(conv, activation, bias_init)
-                layers += [*make_norm(norm, size_out, dims), make_activation(activation)]
+                layers += [*make_norm(norm, size_out, dims), make_activation(activation), *make_dropout(dropout, dims)]
             else:
                 initialise(conv, scale=OUTPUT_SCALE)
         self.layers = nn.Sequential(*layers)

@@ -9,7 +9,7 @@ from typing import Literal, cast
 import torch
 from torch import nn
 
-from lightning_ae.checks import check_one_of
+from lightning_ae.checks import check_one_of, check_share
 
 Activation = Literal["relu", "leaky_relu", "elu", "gelu", "silu", "softplus", "tanh", "sigmoid", "identity"]
 
@@ -90,6 +90,28 @@ def make_norm(name: Norm | None, channels: int, dims: int = 0) -> list[nn.Module
     if name == "batch":
         return [{0: nn.BatchNorm1d, 1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}[dims](channels)]
     return [nn.GroupNorm(1, channels) if dims else nn.LayerNorm(channels)]
+
+
+def make_dropout(p: float, dims: int = 0) -> list[nn.Module]:
+    """Dropout after an activation, as a list of one module, or of none for 0: whole channels where there is space.
+
+    Args:
+        p: the share that is dropped in training, in [0, 1).
+        dims: spatial dimensions of the data, 0 to 3.
+
+    Raises:
+        ValueError: if ``p`` is out of range.
+
+    Source: Srivastava et al. 2014, https://jmlr.org/papers/v15/srivastava14a.html; of channels Tompson et al. 2015,
+    https://arxiv.org/abs/1411.4280.
+
+    Example:
+        >>> make_dropout(0.1, dims=2), make_dropout(0.0)
+        ([Dropout2d(p=0.1, inplace=False)], [])
+    """
+    if not check_share("dropout", p, "[)"):
+        return []
+    return [{0: nn.Dropout, 1: nn.Dropout1d, 2: nn.Dropout2d, 3: nn.Dropout3d}[dims](p)]
 
 
 def initialise(layer: nn.Module, activation: Activation = "identity", bias: float = 0.0, *, scale: float = 1.0) -> None:

@@ -18,6 +18,7 @@ from lightning_ae.networks.init import (
     check_norm,
     initialise,
     make_activation,
+    make_dropout,
     make_norm,
 )
 from lightning_ae.networks.linear import TiedLinear
@@ -39,6 +40,7 @@ class MLPEncoder(Rebuildable, nn.Module):
         latent_activation: name of :math:`\psi` on the output, e.g. ``"sigmoid"`` for the textbook's contractive code.
         bias_init: where the hidden biases start; 0.01 to 0.1 keeps ReLUs alive.
         input_transform: ``"log1p"`` reads :math:`\ln(1 + x)`, which keeps counts of any size within reach.
+        dropout: share of each hidden layer that is dropped in training, after its activation.
 
     Shapes:
         ``(B, *in_shape)`` to ``(B, latent_dim)``.
@@ -64,6 +66,7 @@ class MLPEncoder(Rebuildable, nn.Module):
         latent_activation: Activation = "identity",
         bias_init: float = 0.0,
         input_transform: InputTransform = "identity",
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.in_shape = check_shape(in_shape)
@@ -72,12 +75,13 @@ class MLPEncoder(Rebuildable, nn.Module):
         check_activation("activation", activation)
         check_activation("latent_activation", latent_activation)
         check_norm(norm)
+        make_dropout(dropout)
         sizes = [math.prod(self.in_shape), *check_sizes("hidden", hidden)]
         layers: list[nn.Module] = []
         for size_in, size_out in itertools.pairwise(sizes):
             linear = nn.Linear(size_in, size_out)
             initialise(linear, activation, bias_init)
-            layers += [linear, *make_norm(norm, size_out), make_activation(activation)]
+            layers += [linear, *make_norm(norm, size_out), make_activation(activation), *make_dropout(dropout)]
         #: of ``h``, without the batch dimension
         self.h_shape = (latent_dim,)
         last = nn.Linear(sizes[-1], latent_dim)
@@ -111,6 +115,7 @@ class MLPDecoder(Rebuildable, nn.Module):
         norm: normalisation before each hidden activation: ``"batch"``, ``"layer"`` or None.
         bias_init: where the hidden biases start.
         tied_to: the encoder whose weights are shared, each layer's the transpose of its mirror image; biases are own.
+        dropout: share of each hidden layer that is dropped in training, after its activation.
 
     Shapes:
         ``(B, latent_dim)`` to ``(B, *out_shape)``.
@@ -136,6 +141,7 @@ class MLPDecoder(Rebuildable, nn.Module):
         norm: Norm | None = None,
         bias_init: float = 0.0,
         tied_to: MLPEncoder | None = None,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         #: of ``z``, without the batch dimension
@@ -144,6 +150,7 @@ class MLPDecoder(Rebuildable, nn.Module):
         bias_init = check_finite("bias_init", bias_init)
         check_activation("activation", activation)
         check_norm(norm)
+        make_dropout(dropout)
         check_type("tied_to", tied_to, MLPEncoder, None)
         sizes = [*self.latent_shape, *check_sizes("hidden", hidden), math.prod(self.out_shape)]
         linears: list[nn.Module]
@@ -162,7 +169,7 @@ class MLPDecoder(Rebuildable, nn.Module):
                 nn.init.constant_(linear.get_parameter("bias"), bias_init)
         layers: list[nn.Module] = []
         for linear, size in zip(linears[:-1], sizes[1:-1], strict=True):
-            layers += [linear, *make_norm(norm, size), make_activation(activation)]
+            layers += [linear, *make_norm(norm, size), make_activation(activation), *make_dropout(dropout)]
         self.layers = nn.Sequential(*layers, linears[-1])
 
     def forward(self, z: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ def mlp_pair(
     bias_init: float = 0.0,
     input_transform: InputTransform = "identity",
     tied: bool = False,
+    dropout: float = 0.0,
 ) -> tuple[MLPEncoder, MLPDecoder]:
     """Two perceptrons with mirrored hidden layers.
 
@@ -40,6 +41,7 @@ def mlp_pair(
         bias_init: where the hidden biases start.
         input_transform: what the encoder does to its input first: ``"log1p"`` for counts.
         tied: whether the decoder uses the encoder's weights, transposed.
+        dropout: share of each hidden layer that is dropped in training, after its activation.
 
     Returns:
         The encoder, ``(B, *in_shape)`` to ``(B, h_dim)``, and the decoder from ``(B, latent_dim)`` back to
@@ -55,10 +57,12 @@ def mlp_pair(
     """
     h_dim = check_whole("latent_dim", latent_dim) if h_dim is None else check_whole("h_dim", h_dim)
     hidden = check_sizes("hidden", hidden)
-    encoder = MLPEncoder(in_shape, h_dim, hidden, activation, norm, latent_activation, bias_init, input_transform)
+    encoder = MLPEncoder(
+        in_shape, h_dim, hidden, activation, norm, latent_activation, bias_init, input_transform, dropout
+    )
     out_shape = in_shape if out_shape is None else check_shape(out_shape, "out_shape")
     tied_to = encoder if check_flag("tied", tied) else None
-    return encoder, MLPDecoder(latent_dim, out_shape, hidden[::-1], activation, norm, bias_init, tied_to)
+    return encoder, MLPDecoder(latent_dim, out_shape, hidden[::-1], activation, norm, bias_init, tied_to, dropout)
 
 
 def conv_pair(
@@ -73,6 +77,7 @@ def conv_pair(
     h_dim: int | None = None,
     bias_init: float = 0.0,
     spatial: bool = False,
+    dropout: float = 0.0,
 ) -> tuple[ConvEncoder, ConvDecoder]:
     """Two convolutional networks with mirrored channels.
 
@@ -88,6 +93,7 @@ def conv_pair(
             a :class:`lightning_ae.GaussianCode`.
         bias_init: where the hidden biases start.
         spatial: make the latent a map of ``latent_dim`` channels, its sizes halved as often as there are ``channels``.
+        dropout: share of the channels of each layer that is dropped in training, after its activation.
 
     Returns:
         The encoder, ``(B, *in_shape)`` to ``(B, h_dim)``, and the decoder from ``(B, latent_dim)`` back to
@@ -106,7 +112,7 @@ def conv_pair(
     out_shape = in_shape if out_shape is None else out_shape
     h_dim = check_whole("latent_dim", latent_dim) if h_dim is None else check_whole("h_dim", h_dim)
     channels = check_sizes("channels", channels)
-    encoder = ConvEncoder(in_shape, h_dim, channels, kernel_size, activation, norm, bias_init, spatial)
+    encoder = ConvEncoder(in_shape, h_dim, channels, kernel_size, activation, norm, bias_init, spatial, dropout)
     return encoder, ConvDecoder(
-        latent_dim, out_shape, channels[::-1], kernel_size, activation, norm, bias_init, spatial
+        latent_dim, out_shape, channels[::-1], kernel_size, activation, norm, bias_init, spatial, dropout
     )

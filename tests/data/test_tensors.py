@@ -2,8 +2,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import scipy.sparse
 import torch
 
+import lightning_ae
 from lightning_ae.data import InMemoryDataModule, TensorDataModule
 from lightning_ae.data.base import hold_out
 from lightning_ae.data.tensors import as_tensors
@@ -157,7 +159,11 @@ def test_a_missing_test_split_is_named():
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"train": None}, TypeError, "train: expected a tensor, a NumPy array or a tuple of them, got NoneType"),
+        (
+            {"train": None},
+            TypeError,
+            "train: expected a tensor, a NumPy array.* or a tuple of them, got NoneType",
+        ),
         ({"train": "x"}, TypeError, "train: expected a tensor"),
         ({"train": (numbers(), [1, 2])}, TypeError, "train: expected a tensor.*got list"),
         ({"train": np.array(["a", "b"])}, TypeError, "train: expected an array of a dtype that torch knows"),
@@ -183,3 +189,80 @@ def test_bad_arguments_are_named_at_the_door(arguments, error, message):
 def test_holding_out_everything_is_an_error():
     with pytest.raises(ValueError, match=r"holding out 0\.1 of 1 examples leaves none to train on"):
         hold_out(1, 0.1, seed=0)
+
+
+# -- bytes, sparse matrices and tables ---------------------------------------------------------------------------
+
+
+def first(data: TensorDataModule) -> torch.Tensor:
+    return next(iter(data.predict_dataloader()))
+
+
+def test_bytes_are_grey_levels_in_images_and_numbers_in_rows():
+    images = torch.full((4, 1, 2, 2), 51, dtype=torch.uint8)
+    assert first(TensorDataModule(images, val_fraction=0)).eq(0.2).all()
+    assert first(TensorDataModule(images[:, 0], val_fraction=0)).eq(0.2).all()
+    assert first(TensorDataModule(images, val_fraction=0, scale_bytes=False)).eq(51).all()
+    rows = images.flatten(1)
+    with pytest.warns(UserWarning, match="scale_bytes: train: bytes in rows of 4 are taken for numbers"):
+        assert first(TensorDataModule(rows, val_fraction=0)).eq(51).all()
+    # said, either is taken without a word
+    assert first(TensorDataModule(rows, val_fraction=0, scale_bytes=True)).eq(0.2).all()
+    assert first(TensorDataModule(rows, val_fraction=0, scale_bytes=False)).eq(51).all()
+
+
+def test_counts_in_bytes_train_under_a_likelihood_of_counts():
+    model = lightning_ae.MLPAutoencoder(4, 2, hidden=(3,), loss=lightning_ae.PoissonNLL())
+    data = TensorDataModule(torch.randint(0, 9, (8, 4), dtype=torch.uint8), val_fraction=0, scale_bytes=False)
+    model.check_input(first(data))
+
+
+@pytest.mark.parametrize("form", ["csr_matrix", "csc_array", "coo_matrix", "tensor"])
+def test_sparse_rows_are_the_dense_ones_batch_by_batch(form):
+    dense = torch.poisson(torch.full((23, 7), 0.3), generator=torch.Generator().manual_seed(0))
+    matrix = dense.to_sparse() if form == "tensor" else getattr(scipy.sparse, form)(dense.double().numpy())
+    sparse, plain = (TensorDataModule((x, torch.arange(23)), batch_size=5, val_fraction=0.2) for x in (matrix, dense))
+    assert sparse.in_shape == (7,)
+    for name in ("train_dataloader", "val_dataloader", "predict_dataloader"):
+        for ours, theirs in zip(getattr(sparse, name)(), getattr(plain, name)(), strict=True):
+            assert torch.equal(ours[0], theirs[0])
+            assert torch.equal(ours[1], theirs[1])
+    with pytest.raises(ValueError, match=r"val: expected examples of shape \(7,\)"):
+        TensorDataModule(matrix, val=dense[:, :6])
+
+
+def test_entries_that_occur_twice_are_added():
+    twice = scipy.sparse.coo_matrix((np.ones(2), ([0, 0], [1, 1])), (1, 3))
+    assert first(TensorDataModule(twice, val_fraction=0)).tolist() == [[0, 2, 0]]
+
+
+class Frame:
+    """What pandas and polars have in common."""
+
+    def __init__(self, **columns) -> None:
+        self.columns, self._of = list(columns), columns
+
+    def __getitem__(self, name):
+        return Frame(**{name: self._of[name]})
+
+    def to_numpy(self):
+        return np.stack([np.asarray(column) for column in self._of.values()], 1)
+
+
+def test_tables_are_their_columns():
+    data = TensorDataModule(Frame(a=[1.0, 2.0], b=[3.0, 4.0]), val_fraction=0)
+    assert first(data).tolist() == [[1, 3], [2, 4]]
+    gaps = TensorDataModule(Frame(a=np.array([1, None], object), b=[3.0, 4.0]), val_fraction=0)
+    assert torch.equal(first(gaps).nan_to_num(-1), torch.tensor([[1.0, 3.0], [-1.0, 4.0]]))
+    with pytest.raises(TypeError, match=r"train: expected columns of numbers, got others in \['b'\].*encode or drop"):
+        TensorDataModule(Frame(a=np.array([1, 2], object), b=np.array(["x", "y"], object)), val_fraction=0)
+
+
+def test_tables_of_pandas_are_taken():
+    pandas = pytest.importorskip("pandas")
+    table = pandas.DataFrame({"a": [1, 2, 3], "b": [0.5, 1.5, 2.5], "c": pandas.array([1, None, 3], "Int64")})
+    data = TensorDataModule((table, table["a"]), val_fraction=0)
+    x, label = first(data)
+    assert x.dtype == torch.float32
+    assert x.nan_to_num(-1).tolist() == [[1, 0.5, 1], [2, 1.5, -1], [3, 2.5, 3]]
+    assert label.tolist() == [1, 2, 3]

@@ -646,10 +646,20 @@ def test_data_of_another_shape_or_type_is_an_error(x, error, message, make_train
 
 
 def test_a_decoder_of_another_shape_is_an_error():
-    m = ae.Autoencoder(ae.LinearEncoder(6, 2), ae.LinearDecoder(2, 5))
+    m = ae.Autoencoder(ae.LinearEncoder(6, 2), nn.Linear(2, 5))  # which does not say its shape
     x = torch.rand(3, 6)
     with pytest.raises(ValueError, match=r"SquaredError: for targets of shape \(3, 6\) the decoder must give \(3, 6\)"):
         m.terms(x, m(x))
+
+
+@pytest.mark.parametrize("loss", [ae.SquaredError(), ae.ZeroInflatedNegativeBinomialNLL()])
+def test_a_decoder_whose_shape_is_known_is_refused_when_built(loss):
+    wanted = loss.params_shape((6,))
+    with pytest.raises(ValueError, match=rf"decoder: for examples of shape \(6,\) and a {type(loss).__name__} it must"):
+        ae.Autoencoder(ae.LinearEncoder(6, 2), ae.LinearDecoder(2, 5), loss)
+    ae.Autoencoder(ae.LinearEncoder(6, 2), ae.LinearDecoder(2, wanted), loss)
+    # a corruption of one's own may show the encoder less than the loss sees
+    ae.Autoencoder(ae.LinearEncoder(3, 2), ae.LinearDecoder(2, wanted), loss, corruption=nn.AvgPool1d(2))
 
 
 def test_a_decoder_that_ends_in_the_losss_activation_is_warned_of():

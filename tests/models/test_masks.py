@@ -96,8 +96,12 @@ def test_a_mask_is_read_wherever_it_is(where):
     filled = torch.where(mask, x, 0.0)
     expected = plain.loss(plain(filled).params, filled, mask).mean()
     torch.testing.assert_close(losses(masked, given[1]), expected, rtol=0, atol=0)
+    masked.score = "loss"
     score = masked.predict_step(given[1], 0)["score"]
     torch.testing.assert_close(score.mean(), expected, rtol=0, atol=0)
+    masked.score = "excess"
+    excess = masked.predict_step(given[1], 0)["score"]
+    torch.testing.assert_close(excess, ((filled - plain(filled).params).square() * mask).sum(1) / 2)
 
 
 def test_training_with_holes_ignores_what_is_in_them():

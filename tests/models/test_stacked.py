@@ -134,6 +134,10 @@ def test_a_stack_of_one_level_is_that_level(x):
     torch.testing.assert_close(model.reconstruct(x), first.reconstruct(x))
 
 
+def entropy(x):
+    return torch.distributions.Bernoulli(x).entropy().sum(1)
+
+
 def test_codes_and_reconstructions_of_each_depth_are_those_by_hand(x):
     model = stack().double()
     e = by_hand(model, x)
@@ -147,7 +151,9 @@ def test_codes_and_reconstructions_of_each_depth_are_those_by_hand(x):
     predicted = model.predict_step(x, 0)
     torch.testing.assert_close(predicted["z"], e["z"][2])
     torch.testing.assert_close(predicted["reconstruction"], e["x_hat"][2])
-    torch.testing.assert_close(predicted["score"], e["reconstruction"])
+    torch.testing.assert_close(predicted["score"] + entropy(x), e["reconstruction"])
+    model.score = "loss"
+    torch.testing.assert_close(model.predict_step(x, 0)["score"], e["reconstruction"])
 
 
 # -- one level --------------------------------------------------------------------------------------------------------

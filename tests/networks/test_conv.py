@@ -105,3 +105,12 @@ def test_a_place_of_a_map_sees_its_own_part_of_the_input_only():
     drawn = torch.func.jacrev(decoder)(torch.randn(1, 2, 4, 4))[0, 0, :, :, 0, :, 0, 0].abs().sum(-1)
     assert drawn[:4, :4].gt(0).all()
     assert drawn[5:].eq(0).all()
+
+
+def test_dropout_is_of_whole_channels_and_none_by_default():
+    encoder, decoder = conv_pair((1, 8, 8), 2, (4, 8), dropout=0.5)
+    for net in (encoder, decoder):
+        assert sum(isinstance(module, torch.nn.Dropout2d) for module in net.modules()) == 2
+    maps = encoder.layers[:3](torch.rand(16, 1, 8, 8)).abs().sum((2, 3))
+    assert 0.2 < maps.eq(0).float().mean() < 0.8
+    assert not any("Dropout" in type(module).__name__ for net in conv_pair((1, 8, 8), 2) for module in net.modules())

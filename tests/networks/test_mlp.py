@@ -105,3 +105,16 @@ def test_output_shape_is_the_input_shape(shape):
     x = torch.randn(2, *((shape,) if isinstance(shape, int) else shape))
     assert encoder(x).shape == (2, 3)
     assert decoder(encoder(x)).shape == x.shape
+
+
+def test_dropout_is_in_hidden_layers_in_training_only_and_none_by_default():
+    encoder, decoder = mlp_pair(6, 2, (5, 4), dropout=0.5)
+    for net in (encoder, decoder):
+        assert [type(layer).__name__ for layer in net.layers] == ["Linear", "ReLU", "Dropout"] * 2 + ["Linear"]
+    x = torch.randn(64, 6)
+    assert not torch.equal(encoder(x), encoder(x))
+    encoder.eval()
+    assert torch.equal(encoder(x), encoder(x))
+    assert not any("Dropout" in type(module).__name__ for module in mlp_pair(6, 2, (5,))[0].modules())
+    with pytest.raises(ValueError, match=r"dropout: expected a number in \[0, 1\)"):
+        mlp_pair(6, 2, (), dropout=1.0)
