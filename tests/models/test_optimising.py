@@ -43,8 +43,22 @@ def test_thresholds_gains_and_scales_do_not_decay(kind):
     decays = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     assert {name for name, p in model.named_parameters() if decays[id(p)] == 0} == still
     assert len(decays) == len(list(model.parameters()))
-    # the encoder of a dictionary has a rate of its own
-    assert len(build().configure_optimizers().param_groups) == (2 if kind == "dictionary" else 1)
+    # the encoder of a dictionary has a rate of its own, and so have scales of losses
+    alone = kind == "dictionary" or any(name.startswith("loss.") for name in still)
+    assert len(build().configure_optimizers().param_groups) == (2 if alone else 1)
+
+
+def test_scales_of_likelihoods_learn_ten_times_as_fast():
+    losses = {"gaussian": ae.GaussianNLL(learn_scale=True), "laplace": ae.LaplaceNLL(learn_scale=True)}
+    inner = ae.MLPAutoencoder(3, 2, hidden=(4,), loss=ae.GaussianNLL(learn_scale=True))
+    outer = ae.MLPAutoencoder(6, 3, hidden=(4,), loss=ae.WeightedLoss(losses))
+    for model, number in ((outer, 2), (ae.StackedAutoencoder([outer, inner]), 3)):
+        model.lr = 0.02
+        rates = {id(p): g["lr"] for g in model.configure_optimizers().param_groups for p in g["params"]}
+        fast = {name for name, p in model.named_parameters() if rates[id(p)] == pytest.approx(0.2)}
+        assert len(fast) == number
+        assert all(name.endswith("log_scale") for name in fast)
+        assert {rates[id(p)] for name, p in model.named_parameters() if name not in fast} == {0.02}
 
 
 def test_without_a_gradient_a_threshold_stays_where_it_is():
