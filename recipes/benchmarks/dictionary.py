@@ -57,7 +57,7 @@ def dense(x: Tensor, latents: int, k: int) -> Step:
     """The same in plain PyTorch, with a dense code."""
     start = ae.DictionaryAutoencoder(x.shape[1], latents, ae.TopKCode(k))
     atoms = torch.nn.Parameter(start.decoder.atoms.detach().clone())
-    weight, bias = torch.nn.Parameter(atoms.detach().clone()), torch.nn.Parameter(torch.zeros(latents))
+    weight, bias = (torch.nn.Parameter(p.detach().clone()) for p in start.encoder.parameters())
     centre = torch.nn.Parameter(x.mean(0))
     parameters = [atoms, weight, bias, centre]
     optimizer = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.0, fused=True)

@@ -34,8 +34,9 @@ def test_the_dense_step_that_we_are_compared_with_is_the_same_step(load, monkeyp
         found = []
 
         def spy(parameters, found=found, **options):
-            found.extend(parameters)
-            return adam(found, **options)
+            given = list(parameters)
+            found.extend(p for part in given for p in (part["params"] if isinstance(part, dict) else [part]))
+            return adam(given, **options)
 
         monkeypatch.setattr(torch.optim, "AdamW", spy)
         torch.manual_seed(0)

@@ -48,6 +48,7 @@ def test_the_gradient_vanishes_towards_the_input_of_a_stack_of_sigmoids(numbers)
     sites = [f"{part}.layers.{i}" for part in ("encoder", "decoder") for i in (1, 3, 5)]
     assert all(0.15 < numbers[f"stack_of_sigmoids_transmission_{site}"] <= 0.25 for site in sites)
     assert all(numbers[f"stack_of_tanh_transmission_{site}"] > 0.3 for site in sites)
-    first, last = "first_gradient_norm_encoder.layers.0", "first_gradient_norm_decoder.layers.6"
+    # the last layer itself starts small, and holds back what comes to all before it alike
+    first, last = "first_gradient_norm_encoder.layers.0", "first_gradient_norm_decoder.layers.4"
     assert numbers[f"stack_of_sigmoids_{first}"] < 1e-3 * numbers[f"stack_of_sigmoids_{last}"]
     assert numbers[f"stack_of_tanh_{first}"] > 0.1 * numbers[f"stack_of_tanh_{last}"]
