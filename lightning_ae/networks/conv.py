@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lightning_ae.checks import check_finite, check_flag, check_whole
 from lightning_ae.networks.init import (
     OUTPUT_SCALE,
+    SPREAD_SCALE,
     Activation,
     Norm,
     check_activation,
@@ -181,7 +182,7 @@ class ConvDecoder(Rebuildable, nn.Module):
         else:
             first = nn.Linear(latent_dim, channels[0] * math.prod(sizes[0]))
             layers = [first, nn.Unflatten(1, (channels[0], *sizes[0]))]
-        initialise(layers[0], activation, bias_init)
+        initialise(layers[0], activation, bias_init, scale=1.0 if spatial else SPREAD_SCALE)
         layers += [*make_norm(norm, channels[0], dims), make_activation(activation), *make_dropout(dropout, dims)]
         ends = [*channels[1:], self.out_shape[0]]
         for i, (size_in, size_out) in enumerate(zip(channels, ends, strict=True)):

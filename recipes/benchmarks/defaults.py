@@ -2,14 +2,15 @@
 
 Two tables, each over several seeds, every row on the same data in the same order:
 
-* where weights start: ours (Kaiming or Glorot by the activation, the decoder's last layer at a tenth), the same with
-  that layer at its full size, and torch's own initialisation of the same layers;
+* where weights start: ours (Kaiming or Glorot by the activation, the decoder's last layer at a tenth, the first of a
+  convolutional one at a fifth), the same at full size, and torch's own initialisation of the same layers;
 * how fast scales learn that a likelihood owns (σ, b, θ): at the rate of the weights, ten times as fast (ours), thirty
   times; and θ of counts from 10 or from the moments of the data. Counts are drawn from a negative binomial with a
   latent structure, so their true θ is known.
 
-Nats, or squared error of the pixels; lower is better. The defaults were chosen on seeds 0 to 2. `*` marks a row of ours
-that another beats by more than both spreads.
+Nats, or squared error of the pixels; lower is better. The defaults were chosen on seeds 0 to 12. `*` marks a row of ours
+that another beats by more than both spreads: scales learn faster still at thirty times the rate in the first hundred
+batches, and end a little worse. Where a model overfits (counts of 560 cells, 1,200 batches) a slow θ overfits less.
 
     python recipes/benchmarks/defaults.py                      # the embedded digits
     python recipes/benchmarks/defaults.py --root folder        # MNIST
@@ -27,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 import lightning_ae as ae
-from lightning_ae.networks.init import OUTPUT_SCALE
+from lightning_ae.networks.init import OUTPUT_SCALE, SPREAD_SCALE
 
 OURS = "ours"
 
@@ -65,9 +66,11 @@ def restart(model: ae.Autoencoder, how: str) -> None:
         for layer in model.modules():
             if isinstance(layer, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
                 layer.reset_parameters()
-    elif how == "last at full size":
+    elif how == "at full size":
         layers = [layer for layer in model.decoder.modules() if isinstance(layer, (nn.Linear, nn.ConvTranspose2d))]
         layers[-1].weight.div_(OUTPUT_SCALE)
+        if isinstance(model.decoder, ae.ConvDecoder):
+            layers[0].weight.div_(SPREAD_SCALE)
 
 
 def train(
@@ -110,7 +113,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, list[list[float]]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, help="folder of torchvision's MNIST; the digits unless given")
     parser.add_argument("--steps", type=int, nargs="+", default=[100, 300, 1200], help="batches after which to look")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[10, 11, 12])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[30, 31, 32])
     parser.add_argument("--rows", nargs="*", help="only rows whose name has one of these in it")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
@@ -121,7 +124,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, list[list[float]]
         return not args.rows or any(part in name for part in args.rows)
 
     for name, make in starts(tuple(x.shape[1:])).items():
-        for how in (OURS, "last at full size", "torch's") if wanted(name) else ():
+        for how in (OURS, "at full size", "torch's") if wanted(name) else ():
             for seed in args.seeds:
                 torch.manual_seed(seed)
                 model = make()

@@ -35,7 +35,7 @@ def test_our_start_is_ahead_of_others_after_few_batches(capsys):
     for row in found.values():
         means = {how: torch.tensor(runs).mean(0) for how, runs in row.items()}
         assert means["ours"][1] < means["ours"][0]
-        for how in ("last at full size", "torch's"):
+        for how in ("at full size", "torch's"):
             assert means["ours"][1] < means[how][1], how
     assert "one hidden layer" in capsys.readouterr().out
 
@@ -46,7 +46,7 @@ def test_variants_of_a_start_are_what_their_names_say():
     model = ae.MLPAutoencoder((1, 8, 8), 16, hidden=(512,))
     weight = model.decoder.layers[-1].weight
     assert weight.detach().std() == pytest.approx(0.1 * math.sqrt(2 / (512 + 64)), rel=0.05)
-    module.restart(model, "last at full size")
+    module.restart(model, "at full size")
     assert weight.detach().std() == pytest.approx(math.sqrt(2 / (512 + 64)), rel=0.05)
     module.restart(model, "torch's")
     assert weight.detach().abs().max() <= 1 / math.sqrt(512)
