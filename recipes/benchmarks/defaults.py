@@ -8,9 +8,10 @@ Two tables, each over several seeds, every row on the same data in the same orde
   times; and θ of counts from 10 or from the moments of the data. Counts are drawn from a negative binomial with a
   latent structure, so their true θ is known.
 
-Nats, or squared error of the pixels; lower is better. The defaults were chosen on seeds 0 to 12. `*` marks a row of ours
-that another beats by more than both spreads: scales learn faster still at thirty times the rate in the first hundred
-batches, and end a little worse. Where a model overfits (counts of 560 cells, 1,200 batches) a slow θ overfits less.
+Nats, or squared error of the pixels; lower is better. The defaults were chosen on seeds 0 to 12. `*` marks a row of
+ours that another beats by more than both spreads: scales learn faster still at thirty times the rate in the first
+hundred batches, and end a little worse. Where a model overfits (counts of 560 cells, 1,200 batches) a slow θ overfits
+less.
 
     python recipes/benchmarks/defaults.py                      # the embedded digits
     python recipes/benchmarks/defaults.py --root folder        # MNIST

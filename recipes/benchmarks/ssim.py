@@ -1,9 +1,10 @@
 """SSIM as a training loss: forward and backward, against the peers that are installed, interleaved in one run.
 
-Ours eager and under `torch.compile`, with the border reflected ("same", as torchmetrics) and without ("valid", as
-pytorch-msssim); peers uncompiled, as their users run them. Ratios are medians over rounds of the peer's time over ours,
-within one convention. On a GPU the share of memory bandwidth is the traffic that no implementation can avoid (read x̂
-and x, write the gradient) over what a copy of the same size reaches.
+Ours eager, under `torch.compile`, and as `SSIMLoss(compile=True)` called plainly ("compile="), with the border
+reflected ("same", as torchmetrics) and without ("valid", as pytorch-msssim); peers uncompiled, as their users run them.
+Ratios are medians over rounds of the peer's time over ours, within one convention. On a GPU the share of memory
+bandwidth is the traffic that no implementation can avoid (read x̂ and x, write the gradient) over what a copy of the
+same size reaches.
 
     pip install pytorch-msssim piq kornia
     python recipes/benchmarks/ssim.py
@@ -66,6 +67,8 @@ def ours(compiled: bool) -> dict[str, tuple[str, Loss]]:
         if compiled:
             fast = torch.compile(loss, fullgraph=True, dynamic=False)
             losses[f"ours {padding}, compiled"] = (padding, lambda x_hat, x, loss=fast: loss(x_hat, x).mean())
+            own = ae.SSIMLoss(padding=padding, compile=True)
+            losses[f"ours {padding}, compile="] = (padding, lambda x_hat, x, loss=own: loss(x_hat, x).mean())
     return losses
 
 
