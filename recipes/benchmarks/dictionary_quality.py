@@ -17,8 +17,8 @@ that were off in the last 50,000 training rows. Means over seeds, with their sta
     python recipes/benchmarks/dictionary_quality.py                          # a minute or two; --steps 5000 longer
     python recipes/benchmarks/dictionary_quality.py --data mnist --root data --steps 300 5000
 
-Defaults were chosen on training seeds 100 to 102 (the known dictionary is the same one there), and each peer has its own
-single setting: this compares defaults, not methods. On MNIST after 3,000 steps (seed 0): unexplained .0231, with
+Defaults were chosen on training seeds 100 to 102 (the known dictionary is the same one there), and each peer has one
+setting, its own: this compares defaults, not methods. On MNIST after 3,000 steps (seed 0): unexplained .0231, with
 BatchTopK .0106, dictionary_learning .0317, sparsify .0745; L0 at inference 16.02 of BatchTopK and 16.03 of JumpReLU for
 16; dead .2, 2.4 and 58 % of ours, 5.5 and 62 % of theirs. JumpReLU has no auxiliary-k, and on sparse channels half of
 its latents die early: `resample_every` starts them anew. SAELens is not among the peers.
