@@ -13,8 +13,8 @@ from lightning_ae.codes import Code
 from lightning_ae.losses import Likelihood, ReconstructionLoss
 from lightning_ae.models.hyperparameters import RecordsArguments
 
-#: Of scales that likelihoods learn, in learning rates of the model.
-SCALE_RATE = 10.0
+#: Of scales that likelihoods learn, in learning rates of the model; and the most of it where that is more than theirs.
+SCALE_RATE, SCALE_MOST = 10.0, 0.02
 
 
 class TrainsWithAdamW(RecordsArguments):
@@ -62,10 +62,10 @@ class TrainsWithAdamW(RecordsArguments):
         r"""What the optimizer gets.
 
         With weight decay :meth:`undecayed_parameters` are a group of their own, first. So are scales that likelihoods
-        learn, :math:`\ln\sigma` or :math:`\ln\theta`, always: they do not decay, and learn ten times as fast. A step of
-        Adam moves a parameter by about ``lr``, little for a logarithm: an error of 0.14 is 2,000 steps of 0.001 from
-        :math:`\sigma = 1` (a 784-128-16-128-784 VAE on MNIST, held-out nats after 300 and 1,200 batches: -320 and
-        -383, at one rate for all 521 and -73; counts with :math:`\theta` of 1, 10, 100 gain 1, 10, 22 in 500).
+        learn, :math:`\ln\sigma` or :math:`\ln\theta`, always: they do not decay, and learn ten times as fast, to
+        0.02 at most. A step of Adam moves a parameter by about ``lr``, little for a logarithm: an error of 0.14 is
+        2,000 steps of 0.001 from :math:`\sigma = 1`. Held-out nats of a 784-128-16-128-784 VAE on MNIST after 300
+        and 1,200 batches are -321 and -384, at one rate for all 521 and -72 (`recipes/benchmarks/defaults.py`).
         """
         parameters = self.trained_parameters()
         likelihoods = (part for part in self.modules() if isinstance(part, Likelihood))
@@ -76,7 +76,7 @@ class TrainsWithAdamW(RecordsArguments):
             {
                 "params": [p for p in parameters if id(p) in scales],
                 "weight_decay": 0.0,
-                "lr": SCALE_RATE * float(self.lr),
+                "lr": max(float(self.lr), min(SCALE_RATE * float(self.lr), SCALE_MOST)),
             },
             {"params": [p for p in parameters if id(p) not in still | scales]},
         ]

@@ -53,12 +53,15 @@ def test_scales_of_likelihoods_learn_ten_times_as_fast():
     inner = ae.MLPAutoencoder(3, 2, hidden=(4,), loss=ae.GaussianNLL(learn_scale=True))
     outer = ae.MLPAutoencoder(6, 3, hidden=(4,), loss=ae.WeightedLoss(losses))
     for model, number in ((outer, 2), (ae.StackedAutoencoder([outer, inner]), 3)):
-        model.lr = 0.02
+        model.lr = 0.0015
         rates = {id(p): g["lr"] for g in model.configure_optimizers().param_groups for p in g["params"]}
-        fast = {name for name, p in model.named_parameters() if rates[id(p)] == pytest.approx(0.2)}
+        fast = {name for name, p in model.named_parameters() if rates[id(p)] == pytest.approx(0.015)}
         assert len(fast) == number
         assert all(name.endswith("log_scale") for name in fast)
-        assert {rates[id(p)] for name, p in model.named_parameters() if name not in fast} == {0.02}
+        assert {rates[id(p)] for name, p in model.named_parameters() if name not in fast} == {0.0015}
+        for lr, scales in ((0.01, 0.02), (0.1, 0.1)):  # a logarithm that moves by more would swing
+            model.lr = lr
+            assert {group["lr"] for group in model.configure_optimizers().param_groups} == {lr, scales}
 
 
 def test_without_a_gradient_a_threshold_stays_where_it_is():

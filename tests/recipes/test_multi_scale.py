@@ -2,7 +2,7 @@
 
 
 def test_gains_are_the_closed_form_and_coarse_structure_comes_first(run):
-    options = ("--epochs", 8, "--gain-steps", 100, "--gain-batches", 128, "--channels", 8, "--val-every", 10)
+    options = ("--epochs", 16, "--gain-steps", 100, "--gain-batches", 128, "--channels", 8, "--val-every", 10)
     numbers = run("multi_scale", *options)
     assert numbers["blocks_gains_formula_difference"] < 1e-12
     for name in ("blocks", "pyramid"):
